@@ -1,0 +1,31 @@
+# Everything runs in .venv, made once from the pins in constraints.txt. PYTHON: 3.10 to 3.12.
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+# One thread a test process: two processes on two cores are faster than threads that wait.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	$(BIN)/python tools/demo.py --seed $(SEED)
+
+test: .venv/ready lint
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q
+
+lint: .venv/ready
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/mypy --cache-dir .venv/mypy
+
+.venv/ready: constraints.txt setup.py
+	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), \
+	    'mmpatch is tested on Python 3.10 to 3.12, not ' + sys.version + '; set PYTHON=...'"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools<81" wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e ".[det,seg,export,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info work_dirs data/toy

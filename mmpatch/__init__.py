@@ -1,0 +1,33 @@
+"""mmpatch: MetaFormer backbones for dense prediction with OpenMMLab."""
+
+from pathlib import Path
+
+from mmpatch.compat import install
+
+__version__ = '0.1.0'
+
+__all__ = ['__version__', 'config_path', 'list_configs']
+
+_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
+
+install()
+
+
+def list_configs() -> list[str]:
+    """Names of the configs of this package, as :func:`config_path` and ``mmpatch::`` take them."""
+    return sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob('*.py'))
+
+
+def config_path(name: str) -> str:
+    """Path of one of this package's configs.
+
+    For tools that know nothing of mmpatch, ``_base_ = [__import__('mmpatch').config_path(NAME)]``
+    inherits it; after ``import mmpatch``, ``_base_ = 'mmpatch::NAME'`` does.
+
+    Raises:
+        ValueError: If there is no such config; the message lists all names.
+    """
+    path = _CONFIGS / name
+    if name not in list_configs():
+        raise ValueError(f'mmpatch has no config {name!r}; it has {list_configs()}')
+    return str(path)

@@ -1,0 +1,278 @@
+"""The container of every network here: a stem, then stages of blocks that differ in their mixer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Any, ClassVar
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from mmpatch.blocks import MetaFormerBlock
+from mmpatch.checkpoint import load_pretrained
+from mmpatch.layers import PatchEmbed, norm_factory
+from mmpatch.registry import MODELS, factory
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    'GELU': nn.GELU,
+    'ReLU': nn.ReLU,
+    'SiLU': nn.SiLU,
+}
+
+
+@MODELS.register_module()
+class MetaFormer(BaseModule):
+    """Stem and stages of residual blocks (https://arxiv.org/abs/2111.11418, Fig. 1 and 2).
+
+    An isotropic network is a pyramid whose later strides are 1: ``strides=(16, 1, 1, 1)`` with
+    ``depths=(3, 3, 3, 3)`` is a ViT-B tapped after its blocks 3, 6, 9 and 12.
+
+    Args:
+        depths: Blocks of each stage.
+        dims: Channels of each stage, or one number for all.
+        token_mixers: What :func:`mmpatch.registry.factory` takes: one for all blocks, one for each
+            stage, or one for each block.
+        strides: Of the stem and of the downsampling before each later stage; where the stride is 1
+            and the channels stay, there is none.
+        in_channels: Channels of the image.
+        stem: Arguments of :class:`PatchEmbed` (``kernel_size``, ``padding``, ``norm``); the kernel
+            defaults to the stride.
+        downsample: The same for the downsampling between stages.
+        mlp_ratios: Hidden channels of the MLPs over the channels, for all stages or for each.
+        norm_cfg: Norm of the blocks and of the outputs: 'GN1', 'LN2d', 'BN', 'SyncBN', 'GN', None
+            for no norm, or a dict with ``type``.
+        act: 'GELU', 'ReLU' or 'SiLU'.
+        layer_scale: Initial value of the scales on the residual branches; None for no scales.
+        pos_embed: Layer whose output is added to the input of every block; None leaves it out.
+        out_norm: Whether each output goes through a norm of its own, which is no part of published
+            classifiers and starts as the identity; False gives the raw outputs of the stages.
+        drop_path_rate: Drop rate of the last residual branches; it grows linearly from 0.
+        out_indices: Stages whose outputs are returned, increasing. Later stages are not built.
+        frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
+        norm_eval: Whether batch norms keep their statistics in training.
+        with_cp: Whether blocks recompute their activations in the backward pass, to save memory.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads published weights strictly: see
+            :func:`mmpatch.checkpoint.load_pretrained`.
+
+    Attributes:
+        out_channels: Channels of each output.
+        out_strides: Stride of each output with respect to the image.
+
+    Raises:
+        ValueError: If arguments do not fit each other; the message names the one at fault.
+    """
+
+    ARCHS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        dims: int | Sequence[int],
+        token_mixers: Any,
+        *,
+        strides: Sequence[int] = (4, 2, 2, 2),
+        in_channels: int = 3,
+        stem: dict[str, Any] | None = None,
+        downsample: dict[str, Any] | None = None,
+        mlp_ratios: float | Sequence[float] = 4.0,
+        norm_cfg: Any = 'GN1',
+        act: str = 'GELU',
+        layer_scale: float | None = None,
+        pos_embed: Any = None,
+        out_norm: bool = True,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        name, count = type(self).__name__, len(depths)
+        dims = _per_stage('dims', dims, count)
+        strides = _per_stage('strides', strides, count)
+        mlp_ratios = _per_stage('mlp_ratios', mlp_ratios, count)
+        mixers = [factory(spec) for spec in _per_block('token_mixers', token_mixers, depths)]
+        self.out_indices = _checked_out_indices(name, out_indices, count)
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
+            raise ValueError(f'{name}: frozen_stages={frozen_stages} is not in -1..{count}')
+        if act not in ACTIVATIONS:
+            raise ValueError(f'{name}: act={act!r} is not one of {sorted(ACTIVATIONS)}')
+        self.in_channels = in_channels
+        self.depths = tuple(depths)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        norm = norm_factory(norm_cfg)
+        drop_paths = [drop_path_rate * j / max(sum(depths) - 1, 1) for j in range(sum(depths))]
+
+        self.stem = _patch_embed(in_channels, dims[0], strides[0], stem)
+        self.stages = nn.ModuleList()
+        self.out_norms = nn.ModuleDict()
+        for i in range(self.out_indices[-1] + 1):
+            first = sum(depths[:i])
+            blocks = [
+                MetaFormerBlock(
+                    dims[i],
+                    mixers[j],
+                    mlp_ratio=mlp_ratios[i],
+                    norm=norm,
+                    act=ACTIVATIONS[act],
+                    layer_scale=layer_scale,
+                    drop_path=drop_paths[j],
+                    pos_embed=factory(pos_embed) if pos_embed else None,
+                )
+                for j in range(first, first + depths[i])
+            ]
+            down: nn.Module = nn.Identity()
+            if i and (strides[i] != 1 or dims[i] != dims[i - 1]):
+                down = _patch_embed(dims[i - 1], dims[i], strides[i], downsample)
+            self.stages.append(Stage(down, blocks))
+            if out_norm and i in self.out_indices:
+                self.out_norms[str(i)] = norm(dims[i])
+
+        totals = list(accumulate(strides, mul))
+        self.out_channels = tuple(dims[i] for i in self.out_indices)
+        self.out_strides = tuple(totals[i] for i in self.out_indices)
+        self._freeze()
+
+    @classmethod
+    def arch_settings(cls, arch: str) -> dict[str, Any]:
+        """Arguments that an ``arch`` of the family stands for.
+
+        Raises:
+            ValueError: If the family has no such architecture; the message lists those it has.
+        """
+        if arch not in cls.ARCHS:
+            raise ValueError(f'{cls.__name__} has no arch {arch!r}; choose from {list(cls.ARCHS)}')
+        return cls.ARCHS[arch]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, in_channels, H, W) image -> one (B, C_i, about H / stride_i, W / stride_i) an output.
+
+        Outputs lie in channels_last memory, in which convolutions and 1x1 products are fastest.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{type(self).__name__} takes (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
+            )
+        if min(x.shape[2:]) < self.stem.stride:
+            raise ValueError(
+                f'{type(self).__name__}: an image of {x.shape[2]}x{x.shape[3]} (H x W) is smaller '
+                f'than the stride {self.stem.stride} of the stem'
+            )
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x, with_cp=self.with_cp and self.training)
+            if i in self.out_indices:
+                outs.append(self.out_norms[str(i)](x) if self.out_norms else x)
+        return tuple(outs)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg`` strictly; any other ``init_cfg`` is MMEngine's."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+            if not self.is_init:
+                load_pretrained(self, self.init_cfg['checkpoint'])
+                self._is_init = True
+        else:
+            super().init_weights()
+
+    def train(self, mode: bool = True) -> 'MetaFormer':
+        """Set the mode, but keep frozen parts, and batch norms with ``norm_eval``, in eval mode."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning rates (BEiT, ViTDet).
+
+        Args:
+            param_name: Name in the state dict, behind ``prefix``.
+            prefix: Such as 'backbone.'.
+
+        Returns:
+            0 for the stem, i + 1 for the i-th block and the downsampling before it, the last depth
+            for everything else; and the number of depths, two more than the blocks.
+        """
+        last = sum(self.depths) + 1
+        parts = param_name.removeprefix(prefix).split('.')
+        if parts[0] == 'stem':
+            return 0, last + 1
+        if parts[0] != 'stages':
+            return last, last + 1
+        block = int(parts[3]) if parts[2] == 'blocks' else 0
+        return sum(self.depths[: int(parts[1])]) + block + 1, last + 1
+
+    def _freeze(self) -> None:
+        """Freeze the stem and the first ``frozen_stages`` stages, batch statistics included."""
+        if self.frozen_stages >= 0:
+            for module in (self.stem, *self.stages[: self.frozen_stages]):
+                module.eval().requires_grad_(False)
+
+
+class Stage(nn.Module):
+    """Downsampling, then blocks.
+
+    Args:
+        downsample: Applied first.
+        blocks: Applied in order.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, with_cp: bool = False) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'); ``with_cp`` checkpoints every block."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if with_cp else block(x)
+        return x
+
+
+def _patch_embed(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None) -> PatchEmbed:
+    cfg = {'kernel_size': stride, **(cfg or {})}
+    if cfg.get('norm') is not None:
+        cfg['norm'] = norm_factory(cfg['norm'])
+    return PatchEmbed(in_channels, dim, stride=stride, **cfg)
+
+
+def _per_stage(name: str, value: Any, count: int) -> list[Any]:
+    values = list(value) if isinstance(value, Sequence) else [value] * count
+    if len(values) != count:
+        raise ValueError(f'{name}={value} has {len(values)} entries for {count} stages')
+    return values
+
+
+def _per_block(name: str, value: Any, depths: Sequence[int]) -> list[Any]:
+    """Broadcast one value for all, one for each stage or one for each block to the blocks."""
+    if not isinstance(value, list | tuple):
+        return [value] * sum(depths)
+    if len(value) == len(depths):
+        return [spec for spec, depth in zip(value, depths, strict=True) for _ in range(depth)]
+    if len(value) == sum(depths):
+        return list(value)
+    raise ValueError(
+        f'{name} has {len(value)} entries; give one, {len(depths)} (one a stage) '
+        f'or {sum(depths)} (one a block)'
+    )
+
+
+def _checked_out_indices(name: str, out_indices: Sequence[int], count: int) -> tuple[int, ...]:
+    indices = tuple(out_indices)
+    if not indices or any(not 0 <= i < count for i in indices):
+        raise ValueError(
+            f'{name}: out_indices={indices} must name stages of 0..{count - 1} ({count} stages)'
+        )
+    if list(indices) != sorted(set(indices)):
+        raise ValueError(f'{name}: out_indices={indices} must increase')
+    return indices

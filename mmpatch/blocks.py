@@ -1,0 +1,58 @@
+"""The one block that every network here is made of; read this first."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mmpatch.layers import DropPath, GroupNorm1, LayerScale, Mlp
+from mmpatch.registry import Factory
+
+
+class MetaFormerBlock(nn.Module):
+    """Residual token mixer, then residual channel MLP (https://arxiv.org/abs/2111.11418, eq. 1, 2).
+
+    ``x = x + scale1 * token_mixer(norm1(x))`` and ``x = x + scale2 * mlp(norm2(x))``, on maps of
+    shape (B, C, H, W). The networks of this package differ only in the mixer and the arrangement.
+
+    Args:
+        dim: Channels C.
+        token_mixer: Makes the mixer from C. It is given C, not a module, which would be shared.
+        mlp_ratio: Hidden channels of the MLP over C.
+        norm: Makes both norms from C.
+        act: Activation class of the MLP.
+        layer_scale: Initial value of the two per-channel scales; None leaves them out.
+        drop_path: Probability of dropping a residual branch of a sample in training.
+        pos_embed: Makes a position layer whose output is added to the input; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        token_mixer: Factory,
+        *,
+        mlp_ratio: float = 4.0,
+        norm: Factory = GroupNorm1,
+        act: Callable[[], nn.Module] = nn.GELU,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        pos_embed: Factory | None = None,
+    ) -> None:
+        super().__init__()
+        for factory in (token_mixer, norm, pos_embed):
+            if isinstance(factory, nn.Module):
+                raise TypeError(f'{type(factory).__name__} would be shared; give a callable')
+        self.pos_embed = pos_embed(dim) if pos_embed else None
+        self.norm1 = norm(dim)
+        self.token_mixer = token_mixer(dim)
+        self.layer_scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = norm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act)
+        self.layer_scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(x)
+        x = x + self.drop_path(self.layer_scale1(self.token_mixer(self.norm1(x))))
+        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))

@@ -1,0 +1,129 @@
+"""Strict loading of published weights into a backbone."""
+
+import os
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmpatch.checkpoint.layouts import LAYOUTS, Layout
+from mmpatch.checkpoint.published import PUBLISHED
+
+WRAPPERS = ('state_dict', 'model')
+PREFIXES = ('module.', 'backbone.')
+
+
+def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+    """Load a published file into a backbone, every tensor or none.
+
+    The layout is recognised from the keys. One log line says how many tensors matched, which were
+    dropped by a rule of the layout (classifiers, stages that ``out_indices`` leaves out), and which
+    parameters are new (output norms, which no classifier has).
+
+    Args:
+        model: A :class:`mmpatch.backbones.MetaFormer`.
+        checkpoint: ``mmpatch://NAME`` (see :data:`PUBLISHED`), a URL, or a path.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the name or the layout is unknown, a key is explained by no rule, a shape
+            differs, or a tensor of the backbone is missing; the message lists the culprits.
+    """
+    source = os.fspath(checkpoint)
+    tensors = _unwrapped(CheckpointLoader.load_checkpoint(_resolved(source), 'cpu'), source)
+    layout = _recognised(tensors, source)
+    wanted = model.state_dict()
+    matched: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        try:
+            name = layout.rename(key)
+        except KeyError:
+            unknown.append(key)
+            continue
+        if name is None or _beyond(model, name):
+            dropped.append(key)
+        elif name not in wanted:
+            unknown.append(key)
+        else:
+            matched[name] = tensor
+    wrong = [
+        f'{name}: {tuple(tensor.shape)} in the file, {tuple(wanted[name].shape)} in the model'
+        for name, tensor in matched.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    missing = [name for name in wanted if name not in matched]
+    new = [name for name in missing if name.startswith('out_norms.')]
+    missing = [name for name in missing if name not in new]
+    problems = {
+        'keys that no rule explains': unknown,
+        'wrong shapes': wrong,
+        'tensors of the backbone that the file lacks': missing,
+    }
+    if any(problems.values()):
+        lines = [f'{what}: {_shown(names)}' for what, names in problems.items() if names]
+        raise ValueError(
+            f'{source} ({layout.name} layout) does not fit {type(model).__name__}; '
+            + '; '.join(lines)
+        )
+    model.load_state_dict(matched, strict=False)
+    print_log(
+        f'{source} ({layout.name} layout): {len(matched)} tensors loaded; '
+        f'dropped by rule: {_shown(dropped)}; new: {_shown(new)}',
+        logger='current',
+    )
+
+
+def _resolved(source: str) -> str:
+    if not source.startswith('mmpatch://'):
+        return source
+    name = source.removeprefix('mmpatch://')
+    if name not in PUBLISHED:
+        raise ValueError(f'{source}: no published file of that name; there are {list(PUBLISHED)}')
+    return PUBLISHED[name].url
+
+
+def _unwrapped(content: Any, source: str) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = (
+        {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not tensors:
+        raise ValueError(f'{source} holds no tensors')
+    for prefix in PREFIXES:
+        if any(key.startswith(prefix) for key in tensors):
+            tensors = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+    return tensors
+
+
+def _recognised(tensors: dict[str, Tensor], source: str) -> Layout:
+    for layout in LAYOUTS:
+        if layout.marker in tensors:
+            return layout
+    raise ValueError(
+        f'{source}: unknown layout, with keys such as {_shown(list(tensors))}; '
+        f'known are {[layout.name for layout in LAYOUTS]}'
+    )
+
+
+def _beyond(model: Any, name: str) -> bool:
+    """Whether a tensor belongs to a stage, or its output norm, that the model does not build."""
+    parts = name.split('.')
+    if parts[0] == 'out_norms':
+        return parts[1] not in model.out_norms
+    return parts[0] == 'stages' and len(model.stages) <= int(parts[1]) < len(model.depths)
+
+
+def _shown(names: list[str], limit: int = 8) -> str:
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return (', '.join(names[:limit]) or 'none') + more

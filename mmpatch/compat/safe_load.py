@@ -1,0 +1,115 @@
+"""Checkpoints on torch >= 2.6, read with ``weights_only`` on.
+
+MMEngine 0.10.7 calls ``torch.load`` bare, so torch refuses MMEngine's own checkpoints, which hold
+more than tensors; and it downloads with ``weights_only`` off, so a file from a server could run
+code. Here the types that such files hold are allowed by name, and everything else is refused.
+"""
+
+import argparse
+import os
+import pickle
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from numpy._core import multiarray
+from torch.hub import load_state_dict_from_url
+
+
+def allowed_types() -> list[Any]:
+    """What a checkpoint may hold beside tensors, numbers, strings and containers.
+
+    The log buffers of MMEngine, the arrays and numbers in them, and the namespaces of command-line
+    options that DeiT, MAE and timm save. Names of numpy 1 and numpy 2 are both listed.
+    """
+    methods = (_statistic, 'builtins.getattr')  # how a log buffer pickles its own methods
+    functions = [
+        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for name in ('_reconstruct', 'scalar')
+    ]
+    dtypes = [type(np.dtype(code)) for code in ('b1', 'i4', 'i8', 'f4', 'f8')]
+    return [HistoryBuffer, methods, argparse.Namespace, np.ndarray, np.dtype, *functions, *dtypes]
+
+
+def load_from_local(filename: str, map_location: Any) -> Any:
+    """Read a file; the scheme of plain paths in MMEngine's ``CheckpointLoader``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        pickle.UnpicklingError: If it holds anything but tensors and the allowed types.
+        RuntimeError: If it is damaged or no checkpoint.
+    """
+    filename = os.path.expanduser(filename)
+    if not os.path.isfile(filename):
+        raise FileNotFoundError(f'checkpoint {filename} does not exist')
+    try:
+        return torch.load(filename, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise pickle.UnpicklingError(_refusal(filename, error)) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise RuntimeError(
+            f'checkpoint {filename} is damaged or no checkpoint: {_first_line(error)}'
+        ) from error
+
+
+def load_from_http(
+    filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
+) -> Any:
+    """Download to torch's hub folder and read; the scheme of URLs."""
+    try:
+        return load_state_dict_from_url(
+            filename,
+            model_dir=model_dir,
+            map_location=map_location,
+            progress=progress,
+            weights_only=True,
+        )
+    except pickle.UnpicklingError as error:
+        raise pickle.UnpicklingError(_refusal(filename, error)) from None
+
+
+def install() -> None:
+    """Allow the types above and make MMEngine read files through this module."""
+    torch.serialization.add_safe_globals(allowed_types())
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        prefixes=('http://', 'https://'), loader=load_from_http, force=True
+    )
+    print_log('mmpatch: checkpoints are read with weights_only=True', 'current', level=10)
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """The one use of ``getattr`` that a checkpoint may make."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported attribute: {name!r} of {owner!r}')
+
+
+def _refusal(filename: str, error: Exception) -> str:
+    return (
+        f'checkpoint {filename} is refused: {_reason(error)}. Only tensors and the types that '
+        'published checkpoints hold are read, since anything else could run code. If you trust the '
+        'file, load it once yourself with torch.load(..., weights_only=False) and save its '
+        'state dict.'
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The sentence of torch's message that says what is wrong, without its advice."""
+    for line in str(error).splitlines():
+        if 'GLOBAL' in line or 'Unsupported' in line:
+            return (
+                line.strip()
+                .split('. Please')[0]
+                .split(' by default')[0]
+                .removeprefix('WeightsUnpickler error: ')
+            )
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

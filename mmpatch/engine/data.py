@@ -1,0 +1,207 @@
+"""Errors and warnings about data that name the culprit, instead of a failure hours later."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+SHOWN = 5
+PATH_KEYS = ('img_path', 'seg_map_path')
+HELP = {
+    'CocoDataset': (
+        'COCO 2017 comes from https://cocodataset.org/#download (train2017, val2017, annotations)'
+    ),
+    'ADE20KDataset': (
+        'ADE20K comes from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
+    ),
+}
+TOY = (
+    'To train elsewhere, pass --cfg-options data_root=FOLDER; '
+    'to draw a small set of the same layout, run python tools/make_toy_data.py'
+)
+
+
+def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Check that the folders and annotation files of a config exist, before anything is built.
+
+    Args:
+        cfg: Config of mmdet or mmseg.
+        splits: Of 'train', 'val', 'test'.
+
+    Raises:
+        FileNotFoundError: Names the first path that is missing, and how to get the data.
+    """
+    for split in splits:
+        for dataset in _dataset_configs(cfg.get(f'{split}_dataloader')):
+            root = Path(dataset.get('data_root') or '')
+            if dataset.get('backend_args'):
+                continue  # not on a local disk
+            wanted = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+            for path in [root, *(root / name for name in wanted if name)]:
+                if not path.exists():
+                    name = str(dataset.get('type', '')).split('.')[-1]
+                    how = HELP.get(name, f'it is needed by {name}')
+                    raise FileNotFoundError(
+                        f'{path} does not exist ({split} data of the config). {how}. {TOY}.'
+                    )
+
+
+def reroot(cfg: Config, data_root: str) -> None:
+    """Move all data of a config: every path below its ``data_root`` goes below the new one.
+
+    Raises:
+        KeyError: If the config has no ``data_root``.
+    """
+    if 'data_root' not in cfg:
+        raise KeyError('data_root: the config has no data_root to replace')
+    old = cfg.data_root.rstrip('/')
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                value[key] = moved(value[key])
+        elif isinstance(value, list | tuple):
+            return type(value)(moved(item) for item in value)
+        elif isinstance(value, str) and (value == old or value.startswith(f'{old}/')):
+            return f'{data_root.rstrip("/")}{value[len(old) :]}'
+        return value
+
+    for key in list(cfg):
+        if key.endswith(('_dataloader', '_evaluator')):
+            cfg[key] = moved(cfg[key])
+    cfg.data_root = data_root
+
+
+def watch_dataset(dataset: Any) -> None:
+    """Check the files of a built dataset, and make errors of its pipeline name their sample.
+
+    Labels without an image, which the hosts skip, give one counted warning. Datasets that are not
+    on a local disk are left alone.
+
+    Raises:
+        FileNotFoundError: If images or labels are missing or empty; names the first few.
+    """
+    for part in _parts(dataset):
+        if getattr(part, 'backend_args', None) or isinstance(part.pipeline, NamedErrors):
+            continue
+        infos = [part.get_data_info(i) for i in range(len(part))]
+        folders: dict[str, dict[str, int]] = {}
+        used: dict[str, set[str]] = {}
+        bad = []
+        for info in infos:
+            for path in (info[key] for key in PATH_KEYS if info.get(key)):
+                folder, name = os.path.split(path)
+                if folder not in folders:
+                    folders[folder] = _sizes(folder)
+                used.setdefault(folder, set()).add(name)
+                if not folders[folder].get(name):
+                    bad.append(path)
+        if bad:
+            raise FileNotFoundError(
+                f'{len(bad)} of the files that {type(part).__name__} names are missing or empty: '
+                f'{_some(bad)}'
+            )
+        labels = {
+            os.path.dirname(info['seg_map_path']) for info in infos if info.get('seg_map_path')
+        }
+        for folder in sorted(labels):
+            suffix = getattr(part, 'seg_map_suffix', '')
+            extra = [n for n in sorted(set(folders[folder]) - used[folder]) if n.endswith(suffix)]
+            if extra:
+                _warn(
+                    f'{len(extra)} labels in {folder} have no image and are not used: '
+                    f'{_some(extra)}'
+                )
+        part.pipeline = NamedErrors(part.pipeline)
+
+
+def watch_coco() -> None:
+    """Make mmdet count the annotations whose image its annotation file does not list."""
+    from mmdet.datasets import CocoDataset
+
+    class CountingCOCO(CocoDataset.COCOAPI):
+        def createIndex(self) -> None:  # noqa: N802, the name in pycocotools
+            super().createIndex()
+            lost = [
+                a['id']
+                for a in self.dataset.get('annotations', ())
+                if a['image_id'] not in self.imgs
+            ]
+            if lost:
+                _warn(
+                    f'{len(lost)} annotations belong to images that the annotation file does not '
+                    f'list and are not used: ids {_some([str(i) for i in lost])}'
+                )
+
+    CocoDataset.COCOAPI = CountingCOCO
+
+
+class NamedErrors:
+    """A pipeline whose errors say which sample they come from.
+
+    Args:
+        pipeline: Any callable on a dict of sample information.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def __call__(self, info: dict[str, Any]) -> Any:
+        """Run the pipeline on one sample.
+
+        Raises:
+            RuntimeError: If the pipeline fails; names the files of the sample.
+        """
+        paths = [str(info[key]) for key in PATH_KEYS if info.get(key)]
+        try:
+            return self.pipeline(info)
+        except Exception as error:
+            raise RuntimeError(
+                f'cannot read {" with ".join(paths)}: {type(error).__name__}: {error}'
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'pipeline':  # not set yet, when a worker unpickles this
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+
+def _dataset_configs(loader: Any) -> Iterator[Any]:
+    """Innermost dataset configs of a dataloader, through wrappers."""
+    stack = [loader.dataset] if loader else []
+    while stack:
+        cfg = stack.pop()
+        if 'datasets' in cfg:
+            stack += cfg.datasets
+        elif 'dataset' in cfg:
+            stack.append(cfg.dataset)
+        else:
+            yield cfg
+
+
+def _parts(dataset: Any) -> Iterator[BaseDataset]:
+    """Innermost datasets, through wrappers."""
+    if isinstance(dataset, BaseDataset):
+        yield dataset
+    for inner in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
+        if inner is not None:
+            yield from _parts(inner)
+
+
+def _sizes(folder: str) -> dict[str, int]:
+    if not os.path.isdir(folder):
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=30)

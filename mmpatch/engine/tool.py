@@ -1,0 +1,67 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share: arguments, and reading a config."""
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from mmpatch.engine.data import reroot, watch_coco
+
+HOSTS = ('mmdet', 'mmseg')
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Parser with the arguments that both tools take, named as in mmdet and mmseg."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument('config', help='config file of mmdet or mmseg')
+    result.add_argument('--work-dir', help='where logs and checkpoints go (work_dirs/CONFIG)')
+    result.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the config, as model.backbone.arch=s24; data_root=FOLDER moves all data',
+    )
+    result.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='of jobs'
+    )
+    # torch.distributed.launch passes the second form
+    result.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return result
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Config of a tool: file, then options, then what both tools add.
+
+    Raises:
+        ValueError: If ``default_scope`` names no host.
+        ImportError: If the host is not installed.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    options = dict(args.cfg_options)
+    if 'data_root' in options:
+        reroot(cfg, str(options.pop('data_root')))
+    cfg.merge_from_dict(options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    host = cfg.get('default_scope')
+    if host not in HOSTS:
+        raise ValueError(f'{args.config}: default_scope={host!r} must be one of {HOSTS}')
+    try:
+        importlib.import_module(host)
+    except ImportError as error:
+        extra = {'mmdet': 'det', 'mmseg': 'seg'}[host]
+        raise ImportError(
+            f'{host} cannot be imported ({error}); pip install mmpatch[{extra}]'
+        ) from error
+    if host == 'mmdet':
+        watch_coco()
+    hooks = [{'type': 'mmpatch.DataCheckHook'}, {'type': 'mmpatch.StepSeedHook'}]
+    cfg.custom_hooks = [*hooks, *(cfg.get('custom_hooks') or [])]
+    return cfg

@@ -1,0 +1,30 @@
+"""Average pooling, the token mixer of PoolFormer."""
+
+from torch import Tensor, nn
+
+from mmpatch.registry import MODELS
+
+
+@MODELS.register_module()
+class Pooling(nn.Module):
+    """Mean of the neighbourhood minus the token itself (https://arxiv.org/abs/2111.11418, eq. 4).
+
+    Positions outside the map do not count, so a constant map is mixed to zero.
+
+    Args:
+        dim: Channels; any, pooling has no parameters.
+        pool_size: Side of the neighbourhood, odd.
+
+    Raises:
+        ValueError: If ``pool_size`` is not odd and positive.
+    """
+
+    def __init__(self, dim: int, pool_size: int = 3) -> None:
+        super().__init__()
+        if pool_size < 1 or pool_size % 2 == 0:
+            raise ValueError(f'pool_size must be odd and positive, got {pool_size}')
+        self.pool = nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.pool(x) - x

@@ -1,0 +1,57 @@
+"""Registries of mmpatch.
+
+MMEngine imports this module, then the ``locations`` below, the first time that a config names
+``type='mmpatch.X'``: no ``custom_imports`` is needed in mmdet, mmseg or any other host.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+from torch import nn
+
+#: Makes a module of a given width, so that a block can be told what to mix or normalise with.
+Factory = Callable[[int], nn.Module]
+
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmpatch',
+    locations=['mmpatch.layers', 'mmpatch.mixers', 'mmpatch.backbones'],
+)
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmpatch', locations=['mmpatch.engine'])
+
+
+def factory(spec: str | dict[str, Any] | Factory | None) -> Factory:
+    """Turn what a config says of a layer into a callable that makes it.
+
+    Args:
+        spec: A registered type name, a dict with ``type`` and keyword arguments, a callable that is
+            returned as it is, or None for the identity. An ``nn.Module`` is refused, since every
+            block that it is given to would share its parameters.
+
+    Raises:
+        TypeError: If ``spec`` is a module, or no name, dict or callable.
+        KeyError: If the type is registered nowhere; the message lists the types of mmpatch.
+    """
+    if spec is None:
+        return nn.Identity
+    if isinstance(spec, nn.Module):
+        raise TypeError(f'{type(spec).__name__} is a module and would be shared; give its class')
+    if callable(spec):
+        return spec
+    if isinstance(spec, str):
+        spec = {'type': spec}
+    if not isinstance(spec, dict) or 'type' not in spec:
+        raise TypeError(f'expected a type name, a dict with `type`, or a callable, got {spec!r}')
+    kwargs = {key: value for key, value in spec.items() if key not in ('type', '_scope_')}
+    cls = MODELS.get(spec['type']) if isinstance(spec['type'], str) else spec['type']
+    if cls is None:
+        MODELS.import_from_location()
+        raise KeyError(
+            f'{spec["type"]!r} is not registered; mmpatch has {sorted(MODELS.module_dict)}'
+        )
+    return partial(cls, **kwargs)

@@ -1,0 +1,21 @@
+"""Data and settings that several tests share."""
+
+import pytest
+import torch
+
+from support import run_tool
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def toy(tmp_path_factory):
+    """Twelve pictures to train on and six to evaluate on, in both layouts."""
+    folder = tmp_path_factory.mktemp('toy')
+    run_tool('tools/make_toy_data.py', '--out', folder, '--train', 12, '--val', 6)
+    return folder
+
+
+@pytest.fixture
+def torch_seed():
+    torch.manual_seed(0)

@@ -1,0 +1,23 @@
+"""Running the project's tools as a user would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_tool(*command, cwd=ROOT, check=True, **kwargs):
+    """Run a script of the project as a user would; its output is in the result."""
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        **kwargs,
+    )
+    if check and result.returncode:
+        raise AssertionError(result.stdout[-2000:] + result.stderr[-4000:])
+    return result

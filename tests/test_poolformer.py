@@ -1,0 +1,237 @@
+import pytest
+import torch
+
+from mmpatch.backbones import MetaFormer, PoolFormer
+
+import golden
+
+TINY = {'depths': (1, 1, 2, 1), 'dims': (8, 16, 24, 32), 'layer_scale': 0.5}
+
+
+def pretrained(path):
+    return {'type': 'Pretrained', 'checkpoint': str(path)}
+
+
+@pytest.mark.parametrize('wrapper', [None, 'state_dict'])
+def test_equals_the_authors_code(tmp_path, wrapper):
+    meta, state = golden.published('poolformer_s12')
+    torch.save({wrapper: state} if wrapper else state, tmp_path / 'published.pth.tar')
+    model = PoolFormer('s12', out_norm=False, init_cfg=pretrained(tmp_path / 'published.pth.tar'))
+    model.init_weights()
+    with torch.no_grad():
+        outputs = model.eval()(golden.image(meta))
+    assert max(golden.errors('poolformer_s12', outputs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ('arch', 'parameters'),
+    [
+        ('s12', 11_401_152),
+        ('s24', 20_874_944),
+        ('s36', 30_348_736),
+        ('m36', 55_401_984),
+        ('m48', 72_702_912),
+    ],
+)
+def test_parameters_of_the_authors_networks(arch, parameters):
+    with torch.device('meta'):
+        model = PoolFormer(arch, out_norm=False)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_pools_without_counting_the_border():
+    from mmpatch.mixers import Pooling
+
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    mixed = Pooling(1)(x)
+    assert mixed[0, 0, 0, 0] == (0 + 1 + 3 + 4) / 4 - 0
+    assert mixed[0, 0, 1, 1] == 0
+    assert torch.equal(Pooling(4, 5)(torch.ones(1, 4, 6, 7)), torch.zeros(1, 4, 6, 7))
+
+
+@pytest.mark.parametrize('size', [(32, 32), (33, 50), (97, 64)])
+def test_outputs_have_the_documented_shapes(size):
+    model = PoolFormer(**TINY)
+    height, width = ((n + 1) // 4 for n in size)
+    for i, out in enumerate(model(torch.randn(2, 3, *size))):
+        assert out.shape == (2, TINY['dims'][i], height, width)
+        height, width = -(-height // 2), -(-width // 2)
+    assert model.out_channels == TINY['dims']
+    assert model.out_strides == (4, 8, 16, 32)
+
+
+def test_isotropic_network_is_a_pyramid_of_stride_one():
+    model = MetaFormer((1, 1), 16, 'Pooling', strides=(8, 1), out_indices=(0, 1))
+    first, second = model(torch.randn(1, 3, 30, 41))
+    assert first.shape == second.shape == (1, 16, 4, 6)
+    assert model.out_strides == (8, 8)
+    assert isinstance(model.stages[1].downsample, torch.nn.Identity)
+
+
+def test_mixers_broadcast_to_stages_and_blocks():
+    names = ['Identity', 'Pooling', 'Identity', 'Pooling']
+    model = MetaFormer((1, 2), 8, names[:2], strides=(4, 2), out_indices=(0, 1))
+    kinds = [type(b.token_mixer).__name__ for stage in model.stages for b in stage.blocks]
+    assert kinds == ['Identity', 'Pooling', 'Pooling']
+    model = MetaFormer((1, 3), 8, names, strides=(4, 2), out_indices=(0, 1))
+    assert [type(b.token_mixer).__name__ for b in model.stages[1].blocks] == names[1:]
+
+
+def test_stages_behind_the_last_output_are_not_built():
+    model = PoolFormer(**TINY, out_indices=(0, 2))
+    assert len(model.stages) == 3
+    out = model(torch.randn(1, 3, 64, 64))
+    sum(y.sum() for y in out).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_checkpointing_changes_neither_outputs_nor_gradients(torch_seed):
+    plain, saving = PoolFormer(**TINY), PoolFormer(**TINY, with_cp=True)
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for model in (plain, saving):
+        torch.cat([y.flatten() for y in model(x)]).square().sum().backward()
+    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 4])
+def test_frozen_stages(frozen):
+    model = PoolFormer(**TINY, frozen_stages=frozen, norm_cfg='BN', norm_eval=True)
+    model.train(False).train(True)
+    parts = [model.stem, *model.stages]
+    for i, part in enumerate(parts):
+        learns = {p.requires_grad for p in part.parameters()}
+        assert learns == {i > frozen}
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and not any(m.training for m in norms)
+
+
+def test_drop_path_grows_linearly():
+    model = PoolFormer(**TINY, drop_path_rate=0.4)
+    drops = [getattr(b.drop_path, 'drop_prob', 0.0) for stage in model.stages for b in stage.blocks]
+    assert drops == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_layer_depths():
+    model = PoolFormer(**TINY)
+    expected = {
+        'stem.conv.weight': 0,
+        'stages.0.blocks.0.norm1.weight': 1,
+        'stages.1.downsample.conv.bias': 2,
+        'stages.2.blocks.1.mlp.fc1.weight': 4,
+        'out_norms.3.weight': 6,
+    }
+    for name, depth in expected.items():
+        assert model.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 7)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'culprit'),
+    [
+        ({'arch': 's13'}, "no arch 's13'.*s12.*m48"),
+        ({'out_indices': (0, 4)}, r'out_indices=\(0, 4\).*0\.\.3'),
+        ({'out_indices': (-1,)}, 'out_indices'),
+        ({'out_indices': (2, 1)}, r'\(2, 1\) must increase'),
+        ({'frozen_stages': 5}, 'frozen_stages=5'),
+        ({'dims': (8, 16)}, 'dims=.* 2 entries for 4 stages'),
+        ({'act': 'Tanh'}, "act='Tanh'.*GELU"),
+        ({'pool_size': 2}, 'pool_size must be odd'),
+        ({'token_mixers': ['Pooling', 'Identity']}, 'token_mixers has 2 entries'),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        PoolFormer(**kwargs)
+
+
+def test_unknown_or_shared_mixers_are_refused():
+    with pytest.raises(KeyError, match='Poolling.*Pooling'):
+        PoolFormer(token_mixers='Poolling')
+    with pytest.raises(TypeError, match='shared'):
+        PoolFormer(token_mixers=torch.nn.Identity())
+    with pytest.raises(TypeError, match='colour'):
+        PoolFormer(token_mixers={'type': 'Pooling', 'colour': 3})
+
+
+def test_wrong_images_are_named():
+    model = PoolFormer(**TINY)
+    with pytest.raises(ValueError, match=r'takes \(B, 3, H, W\), got \(1, 4, 64, 64\)'):
+        model(torch.randn(1, 4, 64, 64))
+    with pytest.raises(ValueError, match=r'2x64 \(H x W\) is smaller than the stride 4'):
+        model(torch.randn(1, 3, 2, 64))
+
+
+class TestLoading:
+    """Every tensor or none; never in silence."""
+
+    @pytest.fixture
+    def published(self, tmp_path):
+        """A writer of files in the authors' layout that fit the tiny network."""
+        to_authors = {'stem.conv': 'patch_embed.proj'}
+        for i in range(4):
+            to_authors[f'stages.{i}.blocks'] = f'network.{2 * i}'
+            to_authors[f'stages.{i}.downsample.conv'] = f'network.{2 * i - 1}.proj'
+        state = {'norm.weight': torch.ones(32), 'head.weight': torch.ones(1000, 32)}
+        for key, tensor in PoolFormer(**TINY, out_norm=False).state_dict().items():
+            for ours, theirs in to_authors.items():
+                key = key.replace(ours, theirs)
+            key = key.replace('layer_scale1.scale', 'layer_scale_1')
+            state[key.replace('layer_scale2.scale', 'layer_scale_2')] = torch.randn_like(tensor)
+
+        def write(change=lambda state: state):
+            torch.save(change(dict(state)), tmp_path / 'file.pth')
+            return tmp_path / 'file.pth'
+
+        return write
+
+    def load(self, path, **kwargs):
+        model = PoolFormer(**TINY, **kwargs, init_cfg=pretrained(path))
+        model.init_weights()
+        return model
+
+    @pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.'])
+    def test_loads_with_prefixes(self, published, prefix):
+        path = published(lambda s: {prefix + k: v for k, v in s.items()})
+        model = self.load(path)
+        stored = torch.load(path)[f'{prefix}network.3.proj.weight']
+        assert torch.equal(model.stages[2].downsample.conv.weight, stored)
+
+    def test_leaves_out_stages_that_are_not_built(self, published):
+        assert len(self.load(published(), out_indices=(0, 1)).stages) == 2
+
+    def test_own_state_dict_comes_back(self, tmp_path, published):
+        model = self.load(published())
+        torch.save(model.state_dict(), tmp_path / 'own.pth')
+        again = self.load(tmp_path / 'own.pth')
+        for a, b in zip(model.parameters(), again.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize(
+        ('change', 'culprit'),
+        [
+            (lambda s: {}, 'holds no tensors'),
+            (lambda s: {'conv1.weight': torch.ones(3)}, 'unknown layout.*conv1.weight'),
+            (
+                lambda s: {**s, 'network.9.extra': torch.ones(1)},
+                'no rule explains: network.9.extra',
+            ),
+            (
+                lambda s: {k: v for k, v in s.items() if k != 'network.1.proj.bias'},
+                'file lacks: stages.1.downsample.conv.bias',
+            ),
+            (
+                lambda s: {**s, 'patch_embed.proj.bias': torch.ones(9)},
+                r'wrong shapes: stem.conv.bias: \(9,\) in the file, \(8,\) in the model',
+            ),
+        ],
+    )
+    def test_what_does_not_fit_is_named(self, published, change, culprit):
+        path = published(change)
+        with pytest.raises(ValueError, match=culprit) as error:
+            self.load(path)
+        assert str(path) in str(error.value)
+
+    def test_unknown_published_name(self):
+        with pytest.raises(ValueError, match='poolformer-s99.*poolformer-s12_in1k'):
+            self.load('mmpatch://poolformer-s99')

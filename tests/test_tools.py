@@ -1,0 +1,193 @@
+"""tools/train.py and tools/test.py as processes: on toy data, tiny networks, one core."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from support import ROOT, run_tool
+
+pytestmark = [pytest.mark.hosts, pytest.mark.process]
+
+DETECTOR = 'configs/demo/retinanet_poolformer-nano_fpn_toy-coco.py'
+SEGMENTOR = 'configs/demo/fpn_poolformer-nano_toy-ade20k.py'
+TINY = [
+    'model.backbone.depths=(1,1,1,1)',
+    'train_dataloader.num_workers=0',
+    'val_dataloader.num_workers=0',
+    'test_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.persistent_workers=False',
+    'train_dataloader.batch_size=2',
+    'default_hooks.logger.interval=1',
+    'randomness.seed=3',
+]
+
+
+def options(toy, *more):
+    data = {'coco': f'data_root={toy}/coco', 'ade': f'data_root={toy}/ade'}
+    return ['--cfg-options', *TINY, *(data.get(item, item) for item in more)]
+
+
+def detector(toy, *more):
+    return ['tools/train.py', DETECTOR, *options(toy, 'coco', 'train_cfg.max_epochs=3', *more)]
+
+
+def last_metric(folder, key):
+    lines = []
+    for file in sorted(folder.glob('*/vis_data/scalars.json')):
+        lines += [json.loads(line) for line in file.read_text().splitlines()]
+    return [line for line in lines if key in line][-1]
+
+
+def losses(folder):
+    file = max(folder.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(line['step'], line['loss']) for line in lines if 'loss' in line]
+
+
+@pytest.fixture(scope='module')
+def whole(toy, tmp_path_factory):
+    """A training that nothing interrupts: three epochs of six iterations."""
+    folder = tmp_path_factory.mktemp('whole')
+    more = ('train_cfg.val_interval=1', 'default_hooks.checkpoint.max_keep_ckpts=3')
+    run_tool(*detector(toy, *more), '--work-dir', folder)
+    return folder
+
+
+def test_killed_and_resumed_training_equals_an_uninterrupted_one(toy, whole, tmp_path):
+    command = [
+        sys.executable,
+        *detector(toy, 'train_cfg.val_interval=1'),
+        '--work-dir',
+        str(tmp_path),
+    ]
+    log = (tmp_path / 'log').open('w')
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+    deadline = time.monotonic() + 200
+    # in the middle of the second epoch: its third iteration is logged, its last is not
+    while not re.search(r'\[2\]\[3/6\]', (tmp_path / 'log').read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, (
+            tmp_path / 'log'
+        ).read_text()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / 'epoch_1.pth').exists() and not (tmp_path / 'epoch_2.pth').exists()
+
+    output = run_tool(*command[1:], '--resume').stdout
+    assert 'resumed epoch: 1' in output
+    resumed = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)['state_dict']
+    expected = torch.load(whole / 'epoch_3.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(resumed[key], expected[key]) for key in expected)
+    key = 'coco/bbox_mAP'
+    assert last_metric(tmp_path, key)[key] == last_metric(whole, key)[key]
+    # the first losses logged after the resumption are smoothed with those before it
+    assert losses(tmp_path)[-1] == losses(whole)[-1]
+
+
+def test_segmentor_trains_resumes_and_predicts(toy, tmp_path):
+    train = ['tools/train.py', SEGMENTOR, '--work-dir', tmp_path]
+    steps = ['train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
+    run_tool(*train, *options(toy, 'ade', 'train_cfg.max_iters=2', *steps))
+    run_tool(
+        *train,
+        '--resume',
+        tmp_path / 'iter_2.pth',
+        *options(toy, 'ade', 'train_cfg.max_iters=4', *steps),
+    )
+    assert last_metric(tmp_path, 'mIoU')['step'] == 4
+    test = ['tools/test.py', SEGMENTOR, tmp_path / 'iter_4.pth', '--work-dir', tmp_path / 'test']
+    out, show = tmp_path / 'labels', tmp_path / 'pictures'
+    run_tool(*test, '--out', out, '--show-dir', show, *options(toy, 'ade'))
+    assert len(list(out.glob('*.png'))) == 6
+    assert len(list(show.rglob('*.png'))) == 6
+
+
+def test_detector_predicts(toy, whole, tmp_path):
+    test = ['tools/test.py', DETECTOR, whole / 'epoch_3.pth', '--work-dir', tmp_path]
+    out = tmp_path / 'found.pkl'
+    run_tool(*test, '--out', out, '--show-dir', 'pictures', *options(toy, 'coco'))
+    with out.open('rb') as file:
+        assert len(pickle.load(file)) == 6
+    assert len(list(tmp_path.glob('*/pictures/*.jpg'))) == 6
+    metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+    key = 'coco/bbox_mAP'
+    assert metrics[key] == last_metric(whole, key)[key]
+
+
+@pytest.mark.parametrize(
+    ('config', 'missing', 'source'),
+    [
+        ('poolformer/retinanet_poolformer-s12_fpn_1x_coco.py', 'data/none', 'cocodataset.org'),
+        ('poolformer/fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py', 'data/none', 'csail.mit.edu'),
+    ],
+)
+def test_missing_data_is_named_before_anything_is_built(tmp_path, config, missing, source):
+    command = ['tools/train.py', f'configs/{config}', '--work-dir', tmp_path]
+    result = run_tool(*command, '--cfg-options', f'data_root={missing}', check=False)
+    error = result.stderr.strip().splitlines()[-1]
+    assert result.returncode and error.startswith('FileNotFoundError: data/none does not exist')
+    assert source in error and 'make_toy_data.py' in error
+    assert not list(tmp_path.iterdir())  # no runner was made
+
+
+@pytest.fixture
+def spoiled(toy, tmp_path):
+    """A copy of the toy data to damage."""
+    import shutil
+
+    shutil.copytree(toy, tmp_path / 'toy')
+    return tmp_path / 'toy'
+
+
+def failure(toy, tmp_path, config, data, *more):
+    command = ['tools/train.py', config, '--work-dir', tmp_path / 'out']
+    result = run_tool(*command, *options(toy, data, *more), check=False)
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_missing_image_is_named(spoiled, tmp_path):
+    (spoiled / 'coco/train2017/000000000003.jpg').unlink()
+    code, text = failure(spoiled, tmp_path, DETECTOR, 'coco')
+    assert code and '1 of the files that CocoDataset names are missing or empty' in text
+    assert 'train2017/000000000003.jpg' in text.splitlines()[-1]
+
+
+def test_truncated_image_is_named(spoiled, tmp_path):
+    image = spoiled / 'coco/train2017/000000000003.jpg'
+    image.write_bytes(image.read_bytes()[:900])
+    code, text = failure(spoiled, tmp_path, DETECTOR, 'coco')
+    assert code and 'cannot read' in text.splitlines()[-1]
+    assert 'train2017/000000000003.jpg' in text.splitlines()[-1]
+
+
+def test_truncated_label_is_named(spoiled, tmp_path):
+    label = next((spoiled / 'ade/annotations/training').iterdir())
+    label.write_bytes(label.read_bytes()[:60])
+    code, text = failure(spoiled, tmp_path, SEGMENTOR, 'ade')
+    assert code and label.name in text.splitlines()[-1]
+
+
+def test_what_has_no_image_is_counted(spoiled, tmp_path):
+    file = spoiled / 'coco/annotations/instances_train2017.json'
+    content = json.loads(file.read_text())
+    lost = [a['id'] for a in content['annotations'] if a['image_id'] == content['images'][-1]['id']]
+    content['images'].pop()
+    file.write_text(json.dumps(content))
+    assert lost
+    code, text = failure(spoiled, tmp_path, DETECTOR, 'coco', 'train_cfg.max_epochs=1')
+    assert not code and f'{len(lost)} annotations belong to images that the annotation file' in text
+
+    (spoiled / 'ade/images/training/ADE_train_00000002.jpg').unlink()
+    code, text = failure(spoiled, tmp_path, SEGMENTOR, 'ade', 'train_cfg.max_iters=1')
+    assert not code and '1 labels in' in text and 'ADE_train_00000002.png' in text

@@ -1,0 +1,300 @@
+"""Draw data, train a detector and a segmentor from scratch, evaluate them, show what they see.
+
+    python tools/demo.py --seed 0
+
+takes some ten minutes on two CPU cores and leaves ``summary.json``, ``predictions.png`` and
+``curves.png`` in ``work_dirs/demo``. Every step is one of the tools that any other training uses;
+the first line of each log in that folder is its command.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from pycocotools.coco import COCO
+
+import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
+
+mpl.use('Agg')
+import matplotlib.pyplot as plt
+from mmdet.apis import inference_detector, init_detector
+from mmdet.datasets import CocoDataset
+from mmseg.apis import inference_model, init_model
+from mmseg.datasets import ADE20KDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / 'work_dirs' / 'demo'
+DATA = ROOT / 'data' / 'toy'
+PACKAGES = ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation')
+
+
+class Task(NamedTuple):
+    """Config of a task, its metrics here and in the host, and the host's unit."""
+
+    config: str
+    metrics: dict[str, str]
+    unit: float
+
+
+TASKS = {
+    'detector': Task(
+        'configs/demo/retinanet_poolformer-nano_fpn_toy-coco.py',
+        {'box_ap': 'coco/bbox_mAP', 'box_ap50': 'coco/bbox_mAP_50'},
+        1.0,
+    ),
+    'segmentor': Task('configs/demo/fpn_poolformer-nano_toy-ade20k.py', {'miou': 'mIoU'}, 0.01),
+}
+
+
+class Phases:
+    """Runs commands one after the other, shows how far they are, and keeps their seconds."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seconds: dict[str, float] = {}
+        self.start = time.monotonic()
+
+    def run(
+        self, name: str, command: list[str], progress: Callable[[], tuple[float, str]] | None = None
+    ) -> None:
+        """Run one command in the project; ``progress`` gives the share that is done and a text."""
+        start = shown = time.monotonic()
+        log = OUT / f'{name.replace(" ", "-")}.log'
+        with log.open('w') as file:
+            print('python', *command, file=file, flush=True)
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+            )
+            while process.poll() is None:
+                time.sleep(0.5)
+                now = time.monotonic()
+                if sys.stdout.isatty() or now - shown >= 10:
+                    shown = now
+                    share, text = progress() if progress else (0.0, '')
+                    left = f', {clock((now - start) * (1 / share - 1))} left' if share else ''
+                    self.show(f'{name:28} {clock(now - start)}{left}  {text}')
+        seconds = time.monotonic() - start
+        if process.returncode:
+            tail = '\n'.join(log.read_text().splitlines()[-25:])
+            sys.exit(f'\n{name} failed; the end of {log}:\n\n{tail}')
+        self.show(f'{name:28} {clock(seconds)} done', last=True)
+        self.seconds[name] = round(seconds, 1)
+
+    def show(self, text: str, last: bool = False) -> None:
+        """Print one line; on a terminal it is written over by the next."""
+        line = f'[{len(self.seconds) + 1}/{self.count}] {text}'
+        line += f'  ({clock(time.monotonic() - self.start)} in all)'
+        if sys.stdout.isatty():
+            print(f'\r\033[K{line}', end='\n' if last else '', flush=True)
+        else:
+            print(line, flush=True)
+
+
+def clock(seconds: float) -> str:
+    return f'{int(seconds) // 60}:{int(seconds) % 60:02}'
+
+
+def scalars(name: str) -> list[dict[str, Any]]:
+    """What the training of a task logged so far, line by line."""
+    lines: list[dict[str, Any]] = []
+    for file in sorted((OUT / name).glob('*/vis_data/scalars.json')):
+        # the last line may be half written
+        lines += (json.loads(line) for line in file.read_text().splitlines() if line[-1:] == '}')
+    return lines
+
+
+def total_iterations(cfg: Config) -> int:
+    loop = cfg.train_cfg
+    if 'max_iters' in loop:
+        return loop.max_iters
+    annotations = json.loads((DATA / 'coco/annotations/instances_train2017.json').read_text())
+    return loop.max_epochs * -(-len(annotations['images']) // cfg.train_dataloader.batch_size)
+
+
+def save_untrained(cfg: Config, path: Path, seed: int) -> None:
+    """Save the model of a config as its initialisation leaves it."""
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(seed)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save({'state_dict': model.state_dict()}, path)
+
+
+def evaluate_and_train(phases: Phases, name: str, seed: int) -> tuple[dict, dict]:
+    """Metrics of the untrained and of the trained model."""
+    config, metrics, unit = TASKS[name]
+    cfg = Config.fromfile(ROOT / config)
+    checkpoint, folder = OUT / f'{name}-untrained.pth', OUT / f'{name}-untrained'
+    save_untrained(cfg, checkpoint, seed)
+    test = ['tools/test.py', config, str(checkpoint), '--work-dir', str(folder)]
+    phases.run(f'evaluate untrained {name}', test)
+    before = json.loads(next(folder.glob('*/*.json')).read_text())
+    total = total_iterations(cfg)
+
+    def progress() -> tuple[float, str]:
+        losses = [line for line in scalars(name) if 'loss' in line] or [{'iter': 0, 'loss': 0.0}]
+        done = losses[-1]['iter']
+        return done / total, f'iteration {done}/{total}, loss {losses[-1]["loss"]:.3f}'
+
+    train = ['tools/train.py', config, '--work-dir', str(OUT / name)]
+    phases.run(f'train {name}', [*train, '--cfg-options', f'randomness.seed={seed}'], progress)
+    after = next(line for line in reversed(scalars(name)) if next(iter(metrics.values())) in line)
+    return tuple(
+        {key: round(unit * line[metric], 4) for key, metric in metrics.items()}
+        for line in (before, after)
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def draw_objects(axes: plt.Axes, picture: np.ndarray, objects: list[tuple], title: str) -> None:
+    """Boxes with class names, and scores where there are any."""
+    axes.imshow(picture)
+    axes.set_title(title, fontsize=10)
+    for label, (x1, y1, x2, y2), score in objects:
+        tint = plt.cm.tab10(sum(map(ord, label)) % 10)
+        axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=tint, lw=2))
+        text = label if score is None else f'{label} {score:.2f}'
+        style = {'color': 'white', 'fontsize': 7, 'va': 'bottom'}
+        axes.text(x1, max(y1, 9), text, bbox={'fc': tint, 'ec': 'none', 'pad': 1}, **style)
+
+
+def draw_regions(axes: plt.Axes, picture: np.ndarray, label: np.ndarray, title: str) -> None:
+    """Classes as colours over the picture, each named once where it is widest."""
+    axes.imshow(picture)
+    axes.set_title(title, fontsize=10)
+    classes, palette = ADE20KDataset.METAINFO['classes'], ADE20KDataset.METAINFO['palette']
+    tint = np.zeros((*label.shape, 4))
+    for k in np.unique(label):
+        if k == 255:
+            continue
+        region = label == k
+        tint[region] = (*np.array(palette[k]) / 255, 0.65)
+        distance = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 3)
+        y, x = np.unravel_index(distance.argmax(), distance.shape)
+        if distance.max() > 5:
+            box = {'fc': (0, 0, 0, 0.6), 'ec': 'none', 'pad': 1}
+            style = {'color': 'white', 'fontsize': 7, 'ha': 'center', 'va': 'center'}
+            axes.text(x, y, classes[k], bbox=box, **style)
+    axes.imshow(tint)
+
+
+def draw_predictions(path: Path, rows: int = 4) -> None:
+    """Ground truth beside prediction: boxes on the left, label maps on the right."""
+    figure, axes = plt.subplots(rows, 4, figsize=(15, 3.1 * rows), layout='constrained')
+    coco = COCO(str(DATA / 'coco/annotations/instances_val2017.json'))
+    names = CocoDataset.METAINFO['classes']
+    detector = init_detector(str(ROOT / TASKS['detector'].config), last('detector'), device='cpu')
+    full = [i for i in coco.getImgIds() if len(coco.getAnnIds(i, iscrowd=0)) >= 3]
+    for row, image in zip(axes, full, strict=False):
+        file = DATA / 'coco/val2017' / coco.imgs[image]['file_name']
+        picture = cv2.imread(str(file))[..., ::-1]
+        truth = [
+            (coco.cats[a['category_id']]['name'], (x, y, x + w, y + h), None)
+            for a in coco.loadAnns(coco.getAnnIds(image, iscrowd=0))
+            for x, y, w, h in [a['bbox']]
+        ]
+        found = inference_detector(detector, str(file)).pred_instances
+        seen = [
+            (names[k], tuple(box.tolist()), float(score))
+            for k, box, score in zip(found.labels, found.bboxes, found.scores, strict=True)
+            if score > 0.4
+        ]
+        draw_objects(row[0], picture, truth, 'ground truth')
+        draw_objects(row[1], picture, seen, 'RetinaNet, scores over 0.4')
+    segmentor = init_model(str(ROOT / TASKS['segmentor'].config), last('segmentor'), device='cpu')
+    files = sorted((DATA / 'ade/images/validation').glob('*.jpg'))
+    label_of = {f: DATA / 'ade/annotations/validation' / f'{f.stem}.png' for f in files}
+    files.sort(key=lambda f: -len(np.unique(cv2.imread(str(label_of[f]), 0))))
+    for row, file in zip(axes, files, strict=False):
+        picture = cv2.imread(str(file))[..., ::-1]
+        truth = cv2.imread(str(label_of[file]), 0) - np.uint8(1)  # 0 is unlabelled: 255
+        seen = inference_model(segmentor, str(file)).pred_sem_seg.data[0].numpy()
+        draw_regions(row[2], picture, truth, 'ground truth')
+        draw_regions(row[3], picture, seen, 'Semantic FPN')
+    for one in axes.flat:
+        one.axis('off')
+    figure.savefig(path, dpi=100)
+
+
+def last(name: str) -> str:
+    """Checkpoint that the training of a task ended with."""
+    return (OUT / name / 'last_checkpoint').read_text().strip()
+
+
+def draw_curves(path: Path) -> None:
+    """Loss and metrics over the iterations."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout='constrained')
+    for one, (name, task) in zip(axes, TASKS.items(), strict=True):
+        log = scalars(name)
+        losses = [(line['iter'], line['loss']) for line in log if 'loss' in line]
+        # an evaluation counts epochs where the training does
+        steps = losses[-1][0] / max(line['step'] for line in log if 'loss' not in line)
+        one.plot(*zip(*losses, strict=True), color='0.5', label='loss')
+        one.set(title=name, xlabel='iteration', ylabel='loss', ylim=(0, None))
+        right = one.twinx()
+        right.set(ylabel='metric', ylim=(0, 1))
+        for key, metric in task.metrics.items():
+            values = [(k['step'] * steps, task.unit * k[metric]) for k in log if metric in k]
+            right.plot(*zip(*values, strict=True), 'o-', label=key)
+        lines = [line for part in (one, right) for line in part.get_lines()]
+        one.legend(lines, [line.get_label() for line in lines], loc='center right')
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the data and of the training')
+    seed = parser.parse_args().seed
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    print(f'mmpatch demo, seed {seed}: about ten minutes on two CPU cores. Logs are in {OUT}.')
+    phases = Phases(2 + 2 * len(TASKS))
+    shutil.rmtree(DATA, ignore_errors=True)
+    phases.run('draw data', ['tools/make_toy_data.py', '--out', str(DATA), '--seed', str(seed)])
+    untrained: dict[str, float] = {}
+    trained: dict[str, float] = {}
+    for name in TASKS:
+        before, after = evaluate_and_train(phases, name, seed)
+        untrained |= before
+        trained |= after
+    start = time.monotonic()
+    draw_predictions(OUT / 'predictions.png')
+    draw_curves(OUT / 'curves.png')
+    phases.show(f'{"draw pictures":28} {clock(time.monotonic() - start)} done', last=True)
+    phases.seconds['draw pictures'] = round(time.monotonic() - start, 1)
+    summary = {
+        **trained,
+        'untrained': untrained,
+        'seed': seed,
+        'seconds': {**phases.seconds, 'total': round(sum(phases.seconds.values()), 1)},
+        'versions': {'python': platform.python_version(), **{p: version(p) for p in PACKAGES}},
+    }
+    (OUT / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    print(f'\n{"metric":12}{"untrained":>12}{"trained":>12}')
+    for key, value in trained.items():
+        print(f'{key:12}{untrained[key]:12.3f}{value:12.3f}')
+    print(f'\nseconds: {summary["seconds"]["total"]}')
+    for name in ('predictions.png', 'curves.png', 'summary.json'):
+        print((OUT / name).relative_to(ROOT))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,45 @@
+"""Train a detector (mmdet) or a segmentor (mmseg); the config's default_scope says which.
+
+python tools/train.py configs/poolformer/retinanet_poolformer-s12_fpn_1x_coco.py
+torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
+"""
+
+from mmengine.runner import Runner
+
+from mmpatch.engine.data import check_paths
+from mmpatch.engine.tool import parser, read_config
+
+
+def main() -> None:
+    arguments = parser(__doc__ or '')
+    arguments.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='go on from a checkpoint, without PATH from the last one in the work dir',
+    )
+    arguments.add_argument('--amp', action='store_true', help='train in mixed precision')
+    arguments.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
+    )
+    args = arguments.parse_args()
+    cfg = read_config(args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError(f'{args.config} has no auto_scale_lr.base_batch_size to scale from')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_paths(cfg, ('train', 'val') if cfg.get('val_dataloader') else ('train',))
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
