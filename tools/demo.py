@@ -24,6 +24,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
@@ -128,6 +129,7 @@ def total_iterations(cfg: Config) -> int:
 def save_untrained(cfg: Config, path: Path, seed: int) -> None:
     """Save the model of a config as its initialisation leaves it."""
     init_default_scope(cfg.default_scope)
+    MMLogger.get_current_instance().setLevel('WARNING')  # it lists every parameter
     torch.manual_seed(seed)
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -153,8 +155,9 @@ def evaluate_and_train(phases: Phases, name: str, seed: int) -> tuple[dict, dict
     train = ['tools/train.py', config, '--work-dir', str(OUT / name)]
     phases.run(f'train {name}', [*train, '--cfg-options', f'randomness.seed={seed}'], progress)
     after = next(line for line in reversed(scalars(name)) if next(iter(metrics.values())) in line)
+    # CocoMetric reports nothing for a model that finds nothing
     return tuple(
-        {key: round(unit * line[metric], 4) for key, metric in metrics.items()}
+        {key: round(unit * line.get(metric, 0.0), 4) for key, metric in metrics.items()}
         for line in (before, after)
     )
 
@@ -205,8 +208,12 @@ def draw_predictions(path: Path, rows: int = 4) -> None:
         file = DATA / 'coco/val2017' / coco.imgs[image]['file_name']
         picture = cv2.imread(str(file))[..., ::-1]
         truth = [
-            (coco.cats[a['category_id']]['name'], (x, y, x + w, y + h), None)
-            for a in coco.loadAnns(coco.getAnnIds(image, iscrowd=0))
+            (
+                coco.cats[a['category_id']]['name'] + ' crowd' * a['iscrowd'],
+                (x, y, x + w, y + h),
+                None,
+            )
+            for a in coco.loadAnns(coco.getAnnIds(image))
             for x, y, w, h in [a['bbox']]
         ]
         found = inference_detector(detector, str(file)).pred_instances

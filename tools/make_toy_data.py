@@ -178,14 +178,14 @@ def object_scene(rng: Rng) -> tuple[np.ndarray, list[tuple[str, np.ndarray, bool
     low = colour(rng, (hue - 30, hue + 30), (10, 45), (15, 60))
     high = colour(rng, (hue + 20, hue + 90), (10, 45), (45, 95))
     picture = blend(noise(rng, height, width, rng.uniform(18, 60), rng.uniform(1, 3)), low, high)
-    clutter(picture, rng, int(rng.integers(4, 9)))
+    clutter(picture, rng, int(rng.integers(3, 7)))
     owner = np.zeros((height, width), int)  # which object is seen at a pixel, from 1
     objects: list[tuple[str, int, bool]] = []  # class, full area, crowd
     wanted = 0 if rng.random() < 0.05 else int(rng.integers(2, 6))
     names = list(OBJECTS)
     for _ in range(wanted):
         name = names[rng.integers(len(names))]
-        size = np.exp(rng.uniform(np.log(26), np.log(120)))
+        size = np.exp(rng.uniform(np.log(28), np.log(120)))
         for _attempt in range(10):
             centre = size * 0.4 + rng.random(2) * (np.array([width, height]) - size * 0.8).clip(1)
             if place(picture, rng, owner, objects, [(name, centre, size)], False):
@@ -289,7 +289,7 @@ def landscape(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
         building(rng, shape, horizon, paint, textured)
     for _ in range(rng.integers(0, 4)):
         tree(rng, shape, horizon, paint, textured)
-    for _ in range(rng.integers(0, 3) if ADE['road'] in label or ground == 'grass' else 0):
+    for _ in range(rng.integers(0, 4) if ADE['road'] in label or ground == 'grass' else 0):
         car(rng, shape, horizon, picture, paint)
     label[clutter(picture, rng, int(rng.integers(0, 3)))] = 0
     picture += rng.normal(0, 4, picture.shape)

@@ -6,7 +6,6 @@ python tools/test.py CONFIG CHECKPOINT --show-dir pictures --out predictions.pkl
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpatch.engine.data import check_paths
 from mmpatch.engine.tool import parser, read_config
 
 
@@ -29,9 +28,8 @@ def main() -> None:
     )
     arguments.add_argument('--show-dir', help='folder for pictures of the predictions')
     args = arguments.parse_args()
-    cfg = read_config(args)
+    cfg = read_config(args, 'test')
     cfg.load_from = args.checkpoint
-    check_paths(cfg, ('test',))
     if args.show_dir:
         draw(cfg, args.show_dir)
     dump = args.out and cfg.default_scope == 'mmdet'

@@ -6,7 +6,6 @@ torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
 
 from mmengine.runner import Runner
 
-from mmpatch.engine.data import check_paths
 from mmpatch.engine.tool import parser, read_config
 
 
@@ -26,7 +25,7 @@ def main() -> None:
         help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
     )
     args = arguments.parse_args()
-    cfg = read_config(args)
+    cfg = read_config(args, 'train', 'val')
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -37,7 +36,6 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    check_paths(cfg, ('train', 'val') if cfg.get('val_dataloader') else ('train',))
     Runner.from_cfg(cfg).train()
 
 

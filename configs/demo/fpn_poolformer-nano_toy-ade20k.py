@@ -13,12 +13,12 @@ data_root = 'data/toy/ade/'
 scale = (208, 176)
 crop_size = (160, 160)
 batch_size = 8
-iters = 250
+iters = 300
 
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(depths=(2, 2, 4, 2), dims=(32, 64, 160, 256), layer_scale=None, init_cfg=None),
-    neck=dict(in_channels=[32, 64, 160, 256], out_channels=64),
+    backbone=dict(depths=(2, 2, 4, 2), dims=(32, 64, 128, 192), layer_scale=None, init_cfg=None),
+    neck=dict(in_channels=[32, 64, 128, 192], out_channels=64),
     decode_head=dict(in_channels=[64, 64, 64, 64], channels=64),
 )
 train_pipeline = [
@@ -48,7 +48,9 @@ val_dataloader = dict(
     dataset=dict(data_root=data_root, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-3, weight_decay=0.05, fused=True), clip_grad=dict(max_norm=10)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=30, end=iters, by_epoch=False),

@@ -12,18 +12,18 @@ _base_ = '../poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
 data_root = 'data/toy/coco/'
 scale = (144, 120)
 batch_size = 4
-epochs = 18
+epochs = 20
 norm_cfg = dict(type='GN', num_groups=16)  # without it, heads learn slowly from scratch
 
 model = dict(
     backbone=dict(
         depths=(2, 2, 4, 2),
-        dims=(32, 64, 160, 256),
+        dims=(32, 64, 128, 192),
         layer_scale=None,
         init_cfg=None,
     ),
     neck=dict(
-        in_channels=[64, 160, 256],
+        in_channels=[64, 128, 192],
         out_channels=64,
         num_outs=3,
         norm_cfg=norm_cfg,
@@ -33,7 +33,9 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=norm_cfg,
-        anchor_generator=dict(octave_base_scale=3, scales_per_octave=2, strides=[8, 16, 32]),
+        anchor_generator=dict(
+            octave_base_scale=3, scales_per_octave=2, ratios=[0.5, 1.0], strides=[8, 16, 32]
+        ),
     ),
 )
 train_pipeline = [
@@ -71,7 +73,9 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
-optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-3, weight_decay=0.05, fused=True), clip_grad=dict(max_norm=10)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
@@ -83,6 +87,6 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(max_epochs=epochs, val_interval=6)
+train_cfg = dict(max_epochs=epochs, val_interval=5)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
 auto_scale_lr = dict(base_batch_size=batch_size)

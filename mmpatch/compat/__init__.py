@@ -5,8 +5,12 @@ from mmpatch.compat import config_scope, ops, safe_load
 __all__ = ['install']
 
 
-def install() -> None:
-    """Install what is needed, once; ``import mmpatch`` calls this."""
+def install() -> tuple[str, ...]:
+    """Install what is needed; ``import mmpatch`` calls this, and calling it again changes nothing.
+
+    Returns:
+        A line for the log on each thing that is done. The stand-in for mmcv's ops, which may not be
+        needed, says so itself when it is.
+    """
     ops.install()
-    safe_load.install()
-    config_scope.install()
+    return safe_load.install(), config_scope.install()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from numpy._core import multiarray
@@ -72,14 +71,14 @@ def load_from_http(
         raise pickle.UnpicklingError(_refusal(filename, error)) from None
 
 
-def install() -> None:
+def install() -> str:
     """Allow the types above and make MMEngine read files through this module."""
     torch.serialization.add_safe_globals(allowed_types())
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     CheckpointLoader.register_scheme(
         prefixes=('http://', 'https://'), loader=load_from_http, force=True
     )
-    print_log('mmpatch: checkpoints are read with weights_only=True', 'current', level=10)
+    return 'mmpatch: checkpoints are read with weights_only=True, and what they may hold is listed'
 
 
 def _statistic(owner: Any, name: str) -> Any:

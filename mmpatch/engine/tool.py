@@ -3,11 +3,14 @@
 import argparse
 import importlib
 import os
+import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
 
-from mmpatch.engine.data import reroot, watch_coco
+from mmpatch import compat
+from mmpatch.engine.data import check_paths, reroot, watch_coco
 
 HOSTS = ('mmdet', 'mmseg')
 
@@ -35,14 +38,21 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def read_config(args: argparse.Namespace) -> Config:
+def read_config(args: argparse.Namespace, *splits: str) -> Config:
     """Config of a tool: file, then options, then what both tools add.
 
+    Args:
+        args: Of :func:`parser`.
+        splits: Of 'train', 'val' and 'test', whose data must be there.
+
     Raises:
+        SystemExit: With one line, if data is missing.
         ValueError: If ``default_scope`` names no host.
         ImportError: If the host is not installed.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    for line in compat.install():
+        print_log(line, logger='current')
     cfg = Config.fromfile(args.config)
     options = dict(args.cfg_options)
     if 'data_root' in options:
@@ -54,12 +64,14 @@ def read_config(args: argparse.Namespace) -> Config:
     if host not in HOSTS:
         raise ValueError(f'{args.config}: default_scope={host!r} must be one of {HOSTS}')
     try:
+        check_paths(cfg, splits)
+    except FileNotFoundError as error:
+        sys.exit(f'error: {error}')
+    try:
         importlib.import_module(host)
     except ImportError as error:
         extra = {'mmdet': 'det', 'mmseg': 'seg'}[host]
-        raise ImportError(
-            f'{host} cannot be imported ({error}); pip install mmpatch[{extra}]'
-        ) from error
+        raise ImportError(f'{host}: {error}; pip install mmpatch[{extra}]') from error
     if host == 'mmdet':
         watch_coco()
     hooks = [{'type': 'mmpatch.DataCheckHook'}, {'type': 'mmpatch.StepSeedHook'}]
