@@ -14,12 +14,15 @@ scale = (208, 176)
 crop_size = (160, 160)
 batch_size = 8
 iters = 300
+norm_cfg = dict(type='GN', num_groups=16)  # batches are too small for batch norm
 
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(depths=(2, 2, 4, 2), dims=(32, 64, 128, 192), layer_scale=None, init_cfg=None),
     neck=dict(in_channels=[32, 64, 128, 192], out_channels=64),
-    decode_head=dict(in_channels=[64, 64, 64, 64], channels=64),
+    decode_head=dict(
+        in_channels=[64, 64, 64, 64], channels=64, norm_cfg=norm_cfg, dropout_ratio=0.0
+    ),
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
