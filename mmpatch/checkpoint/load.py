@@ -39,7 +39,7 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike[str]) -> Non
     unknown: list[str] = []
     for key, tensor in tensors.items():
         try:
-            name = layout.rename(key)
+            name = _placed(layout.rename(key), model)
         except KeyError:
             unknown.append(key)
             continue
@@ -114,6 +114,23 @@ def _recognised(tensors: dict[str, Tensor], source: str) -> Layout:
         f'{source}: unknown layout, with keys such as {_shown(list(tensors))}; '
         f'known are {[layout.name for layout in LAYOUTS]}'
     )
+
+
+def _placed(name: str | None, model: Any) -> str | None:
+    """``blocks.N.`` counted through the network -> ``stages.I.blocks.J.`` of the model.
+
+    Raises:
+        KeyError: If the model has fewer blocks.
+    """
+    if name is None or not name.startswith('blocks.'):
+        return name
+    _, number, rest = name.split('.', 2)
+    block = int(number)
+    for stage, depth in enumerate(model.depths):
+        if block < depth:
+            return f'stages.{stage}.blocks.{block}.{rest}'
+        block -= depth
+    raise KeyError(name)
 
 
 def _beyond(model: Any, name: str) -> bool:
