@@ -1,5 +1,8 @@
 """Families against their authors: outputs, parameters, sizes, gradients."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 
@@ -42,19 +45,109 @@ TINY = {
 }
 
 
+def pretrained(path):
+    return {'type': 'Pretrained', 'checkpoint': str(path)}
+
+
 @pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
 @pytest.mark.parametrize('name', REFERENCES)
 def test_equals_the_authors_code(tmp_path, name, wrapper):
     meta, state = golden.published(name)
     torch.save({wrapper: state} if wrapper else state, tmp_path / 'published.pth')
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'published.pth')}
-    model = REFERENCES[name](out_norm=False, init_cfg=init_cfg)
+    model = REFERENCES[name](out_norm=False, init_cfg=pretrained(tmp_path / 'published.pth'))
     model.init_weights()
     if wrapper:  # the tensors are the same: one run is enough
         return
     with torch.no_grad():
         outputs = model.eval()(golden.image(meta))
     assert max(golden.errors(name, outputs)) < 1e-5
+
+
+def randomised(model):
+    """Every parameter and statistic random, so that none is right by its initial value."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.from_numpy(np.array(golden.value(name, tuple(tensor.shape)))))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ('arch', 'size'),
+    [('s12', (64, 64)), ('s12', (96, 160)), *((arch, (75, 122)) for arch in PoolFormer.ARCHS)],
+)
+def test_poolformer_equals_timm(tmp_path, arch, size):
+    import timm
+
+    theirs = randomised(timm.create_model(f'poolformer_{arch}'))
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    ours = PoolFormer(arch, out_norm=False, init_cfg=pretrained(tmp_path / 'timm.pth')).eval()
+    ours.init_weights()
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        y = theirs.stem(x)
+        for stage, out in zip(theirs.stages, ours(x), strict=True):
+            y = stage(y)
+            assert (out - y).norm() / y.norm() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ('arch', 'name'),
+    [
+        ('768/32', 'convmixer_768_32'),
+        ('1024/20', 'convmixer_1024_20_ks9_p14'),
+        ('1536/20', 'convmixer_1536_20'),
+    ],
+)
+def test_convmixer_equals_timm(tmp_path, arch, name):
+    import timm
+
+    theirs = randomised(timm.create_model(name))
+    torch.save({'state_dict': theirs.state_dict()}, tmp_path / 'timm.pth')
+    ours = ConvMixer(arch, out_norm=False, init_cfg=pretrained(tmp_path / 'timm.pth')).eval()
+    ours.init_weights()
+    x = torch.randn(1, 3, 56, 112)
+    with torch.no_grad():
+        y, quarter = theirs.stem(x), len(theirs.blocks) // 4
+        for i, out in enumerate(ours(x)):
+            for block in theirs.blocks[i * quarter : (i + 1) * quarter]:
+                y = block(y)
+            assert (out - y).norm() / y.norm() < 1e-5
+
+
+def test_layouts_that_differ_in_names_alone(tmp_path):
+    """Hugging Face's PoolFormer and mmpretrain's ConvMixer, written from our own tensors."""
+    pool = TINY['PoolFormer'](out_norm=False, layer_scale=0.5)
+    to_hugging_face = (
+        (r'stem\.conv', 'poolformer.encoder.patch_embeddings.0.projection'),
+        (r'stages\.(\d)\.downsample\.conv', r'poolformer.encoder.patch_embeddings.\1.projection'),
+        (r'stages\.(\d)\.blocks\.(\d)', r'poolformer.encoder.block.\1.\2'),
+        (r'norm1', 'before_norm'),
+        (r'norm2', 'after_norm'),
+        (r'mlp\.fc', 'output.conv'),
+        (r'layer_scale(\d)\.scale', r'layer_scale_\1'),
+    )
+    conv = TINY['ConvMixer'](out_norm=False)
+    to_mmpretrain = (
+        (r'^stem\.conv', 'backbone.stem.0'),
+        (r'^stem\.norm', 'backbone.stem.2'),
+        (r'^stages\.(\d)\.blocks\.0', r'backbone.stages.\1'),
+        (r'token_mixer\.conv', '0.fn.0'),
+        (r'norm1', '0.fn.2'),
+        (r'(\d)\.mlp', r'\1.1'),
+        (r'norm2', '3'),
+    )
+    for model, table in ((pool, to_hugging_face), (conv, to_mmpretrain)):
+        state = {'head.fc.weight' if model is conv else 'classifier.weight': torch.ones(10, 8)}
+        for key, tensor in randomised(model).state_dict().items():
+            for ours, theirs in table:
+                key = re.sub(ours, theirs, key)
+            state[key] = tensor
+        torch.save({'state_dict': state}, tmp_path / 'file.pth')
+        kind = 'PoolFormer' if model is pool else 'ConvMixer'
+        extra = {'layer_scale': 0.1} if model is pool else {}
+        again = TINY[kind](out_norm=False, init_cfg=pretrained(tmp_path / 'file.pth'), **extra)
+        again.init_weights()
+        for key, tensor in again.state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[key]), key
 
 
 @pytest.mark.parametrize(('family', 'arch'), PARAMETERS)

@@ -49,9 +49,9 @@ def _stage(template: str, divide: int = 1, shift: int = 0) -> Callable[[re.Match
 
 
 MMPATCH = Layout(
-    'mmpatch',
+    'mmpatch or timm MetaFormer',
     'stem.conv.weight',
-    ((r'(stem|stages|out_norms)\..+', r'\g<0>'),),
+    ((r'(stem|stages|out_norms)\..+', r'\g<0>'), (r'head\..+', None)),
 )
 
 # network.0, 2, 4, 6 are stages, network.1, 3, 5 the downsampling before the next stage.
@@ -125,4 +125,52 @@ CONVMIXER = Layout(
     ),
 )
 
-LAYOUTS = (MMPATCH, POOLFORMER, CONTAINER, CONVMIXER)
+HUGGING_FACE_POOLFORMER = Layout(
+    'Hugging Face PoolFormer',
+    'poolformer.encoder.patch_embeddings.0.projection.weight',
+    (
+        (r'poolformer\.encoder\.patch_embeddings\.0\.projection\.(.+)', r'stem.conv.\1'),
+        (
+            r'poolformer\.encoder\.patch_embeddings\.([123])\.projection\.(.+)',
+            r'stages.\1.downsample.conv.\2',
+        ),
+        *(
+            (rf'poolformer\.encoder\.block\.(\d)\.(\d+)\.{theirs}', rf'stages.\1.blocks.\2.{ours}')
+            for theirs, ours in (
+                (r'before_norm\.(.+)', r'norm1.\3'),
+                (r'after_norm\.(.+)', r'norm2.\3'),
+                (r'output\.conv([12])\.(.+)', r'mlp.fc\3.\4'),
+                (r'layer_scale_([12])', r'layer_scale\3.scale'),
+            )
+        ),
+        (r'(poolformer\.norm|classifier)\..+', None),
+    ),
+)
+
+
+def _convmixer(name: str, blocks: str) -> Layout:
+    """ConvMixer where stem and blocks have names; ``blocks`` is that of the blocks."""
+    return Layout(
+        name,
+        f'{blocks}.0.0.fn.0.weight',
+        (
+            (r'stem\.0\.(.+)', r'stem.conv.\1'),
+            (r'stem\.2\.(.+)', r'stem.norm.\1'),
+            (rf'{blocks}\.(\d+)\.0\.fn\.0\.(.+)', r'blocks.\1.token_mixer.conv.\2'),
+            (rf'{blocks}\.(\d+)\.0\.fn\.2\.(.+)', r'blocks.\1.norm1.\2'),
+            (rf'{blocks}\.(\d+)\.1\.(.+)', r'blocks.\1.mlp.\2'),
+            (rf'{blocks}\.(\d+)\.3\.(.+)', r'blocks.\1.norm2.\2'),
+            (r'head\..+', None),
+        ),
+    )
+
+
+LAYOUTS = (
+    MMPATCH,
+    POOLFORMER,
+    HUGGING_FACE_POOLFORMER,
+    CONTAINER,
+    CONVMIXER,
+    _convmixer('timm ConvMixer', 'blocks'),
+    _convmixer('mmpretrain ConvMixer', 'stages'),
+)
