@@ -1,4 +1,4 @@
-"""The one block that every network here is made of; read this first."""
+"""The block that the networks here are made of, and ConvMixer's; read this first."""
 
 from collections.abc import Callable
 
@@ -56,3 +56,45 @@ class MetaFormerBlock(nn.Module):
             x = x + self.pos_embed(x)
         x = x + self.drop_path(self.layer_scale1(self.token_mixer(self.norm1(x))))
         return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+
+
+class ConvMixerBlock(nn.Module):
+    """Residual depthwise convolution, then a plain 1x1 convolution (ConvMixer, arXiv 2201.09792).
+
+    ``x = x + norm1(act(token_mixer(x)))`` and ``x = norm2(act(mlp(x)))``: the norms come last, and
+    the channel mixing has neither a hidden layer nor a residual. So this is no MetaFormer block
+    with other arguments, but it has the same slots.
+
+    Args:
+        dim: Channels C.
+        token_mixer: Makes the mixer from C.
+        norm: Makes both norms from C.
+        act: Activation class.
+        drop_path: Probability of dropping the residual branch of a sample in training.
+        residual: Whether the input of the token mixer is added to its output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        token_mixer: Factory,
+        *,
+        norm: Factory = nn.BatchNorm2d,
+        act: Callable[[], nn.Module] = nn.GELU,
+        drop_path: float = 0.0,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.token_mixer = token_mixer(dim)
+        self.norm1 = norm(dim)
+        self.mlp = nn.Conv2d(dim, dim, 1)
+        self.norm2 = norm(dim)
+        self.act = act()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        mixed = self.drop_path(self.norm1(self.act(self.token_mixer(x))))
+        x = x + mixed if self.residual else mixed
+        return self.norm2(self.act(self.mlp(x)))

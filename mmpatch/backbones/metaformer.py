@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmpatch.blocks import MetaFormerBlock
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.checkpoint import load_pretrained
 from mmpatch.layers import PatchEmbed, norm_factory
 from mmpatch.registry import MODELS, factory
@@ -20,6 +20,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
     'ReLU': nn.ReLU,
     'SiLU': nn.SiLU,
+}
+
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    'MetaFormerBlock': MetaFormerBlock,
+    'ConvMixerBlock': ConvMixerBlock,
 }
 
 
@@ -38,10 +44,13 @@ class MetaFormer(BaseModule):
         strides: Of the stem and of the downsampling before each later stage; where the stride is 1
             and the channels stay, there is none.
         in_channels: Channels of the image.
-        stem: Arguments of :class:`PatchEmbed` (``kernel_size``, ``padding``, ``norm``); the kernel
-            defaults to the stride.
+        stem: Arguments of :class:`PatchEmbed`: ``kernel_size`` (the stride unless given),
+            ``padding``, ``norm``, ``act``.
         downsample: The same for the downsampling between stages.
-        mlp_ratios: Hidden channels of the MLPs over the channels, for all stages or for each.
+        block: 'MetaFormerBlock', 'ConvMixerBlock', or a callable with their arguments.
+        block_args: Further arguments of the block.
+        mlp_ratios: Hidden channels of the MLPs over the channels, for all stages or for each; None
+            leaves it to the block.
         norm_cfg: Norm of the blocks and of the outputs: 'GN1', 'LN2d', 'BN', 'SyncBN', 'GN', None
             for no norm, or a dict with ``type``.
         act: 'GELU', 'ReLU' or 'SiLU'.
@@ -77,7 +86,9 @@ class MetaFormer(BaseModule):
         in_channels: int = 3,
         stem: dict[str, Any] | None = None,
         downsample: dict[str, Any] | None = None,
-        mlp_ratios: float | Sequence[float] = 4.0,
+        block: str | Callable[..., nn.Module] = 'MetaFormerBlock',
+        block_args: dict[str, Any] | None = None,
+        mlp_ratios: float | Sequence[float] | None = None,
         norm_cfg: Any = 'GN1',
         act: str = 'GELU',
         layer_scale: float | None = None,
@@ -99,6 +110,8 @@ class MetaFormer(BaseModule):
         self.out_indices = _checked_out_indices(name, out_indices, count)
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
             raise ValueError(f'{name}: frozen_stages={frozen_stages} is not in -1..{count}')
+        if isinstance(block, str) and block not in BLOCKS:
+            raise ValueError(f'{name}: block={block!r} is not one of {sorted(BLOCKS)}')
         if act not in ACTIVATIONS:
             raise ValueError(f'{name}: act={act!r} is not one of {sorted(ACTIVATIONS)}')
         self.in_channels = in_channels
@@ -107,6 +120,12 @@ class MetaFormer(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         norm = norm_factory(norm_cfg)
+        make_block = BLOCKS[block] if isinstance(block, str) else block
+        settings = dict(block_args or {})
+        if layer_scale is not None:
+            settings['layer_scale'] = layer_scale
+        if pos_embed is not None:
+            settings['pos_embed'] = factory(pos_embed)
         drop_paths = [drop_path_rate * j / max(sum(depths) - 1, 1) for j in range(sum(depths))]
 
         self.stem = _patch_embed(in_channels, dims[0], strides[0], stem)
@@ -115,15 +134,14 @@ class MetaFormer(BaseModule):
         for i in range(self.out_indices[-1] + 1):
             first = sum(depths[:i])
             blocks = [
-                MetaFormerBlock(
+                make_block(
                     dims[i],
                     mixers[j],
-                    mlp_ratio=mlp_ratios[i],
                     norm=norm,
                     act=ACTIVATIONS[act],
-                    layer_scale=layer_scale,
                     drop_path=drop_paths[j],
-                    pos_embed=factory(pos_embed) if pos_embed else None,
+                    **({} if mlp_ratios[i] is None else {'mlp_ratio': mlp_ratios[i]}),
+                    **settings,
                 )
                 for j in range(first, first + depths[i])
             ]
@@ -243,6 +261,8 @@ def _patch_embed(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | 
     cfg = {'kernel_size': stride, **(cfg or {})}
     if cfg.get('norm') is not None:
         cfg['norm'] = norm_factory(cfg['norm'])
+    if cfg.get('act') is not None:
+        cfg['act'] = ACTIVATIONS[cfg['act']]
     return PatchEmbed(in_channels, dim, stride=stride, **cfg)
 
 

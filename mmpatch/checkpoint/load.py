@@ -18,7 +18,7 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike[str]) -> Non
     """Load a published file into a backbone, every tensor or none.
 
     The layout is recognised from the keys. One log line says how many tensors matched, which were
-    dropped by a rule of the layout (classifiers, stages that ``out_indices`` leaves out), and which
+    dropped (classifiers, heads of a whole model, stages that ``out_indices`` leaves out), and which
     parameters are new (output norms, which no classifier has).
 
     Args:
@@ -31,15 +31,15 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike[str]) -> Non
             differs, or a tensor of the backbone is missing; the message lists the culprits.
     """
     source = os.fspath(checkpoint)
-    tensors = _unwrapped(CheckpointLoader.load_checkpoint(_resolved(source), 'cpu'), source)
+    content = CheckpointLoader.load_checkpoint(_resolved(source), 'cpu')
+    tensors, dropped = _unwrapped(content, source)
     layout = _recognised(tensors, source)
     wanted = model.state_dict()
     matched: dict[str, Tensor] = {}
-    dropped: list[str] = []
     unknown: list[str] = []
     for key, tensor in tensors.items():
         try:
-            name = layout.rename(key)
+            name = _placed(layout.rename(key), model)
         except KeyError:
             unknown.append(key)
             continue
@@ -71,7 +71,7 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike[str]) -> Non
     model.load_state_dict(matched, strict=False)
     print_log(
         f'{source} ({layout.name} layout): {len(matched)} tensors loaded; '
-        f'dropped by rule: {_shown(dropped)}; new: {_shown(new)}',
+        f'dropped: {_shown(dropped)}; new: {_shown(new)}',
         logger='current',
     )
 
@@ -85,7 +85,8 @@ def _resolved(source: str) -> str:
     return PUBLISHED[name].url
 
 
-def _unwrapped(content: Any, source: str) -> dict[str, Tensor]:
+def _unwrapped(content: Any, source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors without wrapper and prefix, and the keys of other parts of a whole model."""
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -96,14 +97,16 @@ def _unwrapped(content: Any, source: str) -> dict[str, Tensor]:
     )
     if not tensors:
         raise ValueError(f'{source} holds no tensors')
+    outside: list[str] = []
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in tensors):
+            outside += (key for key in tensors if not key.startswith(prefix))
             tensors = {
                 key.removeprefix(prefix): value
                 for key, value in tensors.items()
                 if key.startswith(prefix)
             }
-    return tensors
+    return tensors, outside
 
 
 def _recognised(tensors: dict[str, Tensor], source: str) -> Layout:
@@ -114,6 +117,23 @@ def _recognised(tensors: dict[str, Tensor], source: str) -> Layout:
         f'{source}: unknown layout, with keys such as {_shown(list(tensors))}; '
         f'known are {[layout.name for layout in LAYOUTS]}'
     )
+
+
+def _placed(name: str | None, model: Any) -> str | None:
+    """``blocks.N.`` counted through the network -> ``stages.I.blocks.J.`` of the model.
+
+    Raises:
+        KeyError: If the model has fewer blocks.
+    """
+    if name is None or not name.startswith('blocks.'):
+        return name
+    _, number, rest = name.split('.', 2)
+    block = int(number)
+    for stage, depth in enumerate(model.depths):
+        if block < depth:
+            return f'stages.{stage}.blocks.{block}.{rest}'
+        block -= depth
+    raise KeyError(name)
 
 
 def _beyond(model: Any, name: str) -> bool:

@@ -1,5 +1,7 @@
 """Patch embedding: the stem and the downsampling between stages are the same layer."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from mmpatch.registry import Factory
 
 
 class PatchEmbed(nn.Module):
-    """Strided convolution, then a norm.
+    """Strided convolution, an activation if there is one, then a norm.
 
     A convolution without padding of its own would drop the last rows and columns of a map that its
     stride does not divide: such a map is padded with zeros at the bottom and the right, and the
@@ -21,6 +23,7 @@ class PatchEmbed(nn.Module):
         stride: Of the convolution.
         padding: Of the convolution, on each side.
         norm: Makes the norm from ``dim``; None for no norm.
+        act: Activation class before the norm; None for none.
     """
 
     def __init__(
@@ -32,9 +35,11 @@ class PatchEmbed(nn.Module):
         stride: int,
         padding: int = 0,
         norm: Factory | None = None,
+        act: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, dim, kernel_size, stride, padding)
+        self.act = act() if act else nn.Identity()
         self.norm = norm(dim) if norm else nn.Identity()
         self.stride = stride
         self.pad = padding == 0
@@ -45,4 +50,4 @@ class PatchEmbed(nn.Module):
             bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
             if bottom or right:
                 x = F.pad(x, (0, right, 0, bottom))
-        return self.norm(self.conv(x))
+        return self.norm(self.act(self.conv(x)))

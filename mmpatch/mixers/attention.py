@@ -1,0 +1,101 @@
+"""Self-attention: an affinity that depends on the input."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpatch.mixers.tokens import Grid, to_map, to_tokens
+from mmpatch.registry import MODELS
+
+
+@MODELS.register_module()
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens of a map (https://arxiv.org/abs/2010.11929).
+
+    Args:
+        dim: Channels.
+        num_heads: Heads; must divide ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        rel_pos_size: Grid (H, W), or its side, of decomposed relative positions, which are added to
+            the logits (MViTv2, https://arxiv.org/abs/2112.01526, eq. 4, as in ViTDet); they are
+            interpolated for other grids. None for none.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        rel_pos_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.rel_pos = None
+        if rel_pos_size is not None:
+            size = (rel_pos_size, rel_pos_size) if isinstance(rel_pos_size, int) else rel_pos_size
+            self.rel_pos = RelativePosition(dim // num_heads, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        q, k, v = self._heads(x)
+        bias = self.rel_pos(q, x.shape[2:]) if self.rel_pos is not None else None
+        return self.project(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), x.shape[2:])
+
+    def affinity(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, N), rows of sum 1."""
+        q, k, _ = self._heads(x)
+        logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        if self.rel_pos is not None:
+            logits = logits + self.rel_pos(q, x.shape[2:])
+        return logits.softmax(-1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, C / heads)."""
+        return self._heads(x)[2]
+
+    def project(self, mixed: Tensor, size: Grid) -> Tensor:
+        """Mixed values (B, heads, N, C / heads) -> (B, C, H, W)."""
+        return to_map(self.proj(mixed.transpose(1, 2).flatten(2))[:, None], size)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, (B, heads, N, C / heads) each."""
+        qkv = self.qkv(to_tokens(x)[:, 0])
+        return qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class RelativePosition(nn.Module):
+    """Logits from the distances of tokens in rows and in columns, one vector a distance.
+
+    Args:
+        head_dim: Channels of a head.
+        size: Grid for which distances are stored; others are interpolated.
+    """
+
+    def __init__(self, head_dim: int, size: Grid) -> None:
+        super().__init__()
+        self.h = nn.Parameter(torch.zeros(2 * size[0] - 1, head_dim))
+        self.w = nn.Parameter(torch.zeros(2 * size[1] - 1, head_dim))
+
+    def forward(self, q: Tensor, size: Grid) -> Tensor:
+        """Queries (B, heads, N, head_dim) of an (H, W) grid -> (B, heads, N, N)."""
+        height, width = size
+        grid = q.unflatten(2, (height, width))
+        rows = torch.einsum('bmhwc,hkc->bmhwk', grid, _distances(self.h, height))
+        columns = torch.einsum('bmhwc,wkc->bmhwk', grid, _distances(self.w, width))
+        return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
+
+
+def _distances(table: Tensor, length: int) -> Tensor:
+    """(L, L, C) with the vector of distance i - j at (i, j)."""
+    if len(table) != 2 * length - 1:
+        resized = F.interpolate(table.T[None], size=2 * length - 1, mode='linear')
+        table = resized[0].T
+    at = torch.arange(length, device=table.device)
+    return table[at[:, None] - at[None, :] + length - 1]

@@ -1,0 +1,124 @@
+"""CONTAINER's context aggregation: a dynamic and a static affinity, added."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpatch.mixers.conv import DepthwiseConv
+from mmpatch.mixers.spatial_mlp import SpatialMLP
+from mmpatch.mixers.tokens import Grid, to_map, to_tokens
+from mmpatch.registry import MODELS
+
+
+@MODELS.register_module()
+class ContextAggregation(nn.Module):
+    """``((alpha * A(X) + beta * A) V) W`` (CONTAINER, https://arxiv.org/abs/2106.01401, eq. 5).
+
+    A(X) is the affinity of self-attention, A a learned one: a depthwise convolution or a spatial
+    MLP. Special cases: alpha = 1, beta = 0 is self-attention; alpha = 0, beta = 1 depthwise
+    convolution, or with one matrix MLP-Mixer's token mixing. The released code (``models.py`` of
+    ``allenai/container``) has ``s = sigmoid(gate)`` for alpha and ``1 - s`` for beta in its last
+    stage, and no dynamic affinity in the others.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads of the dynamic affinity and of the static MLP; must divide ``dim``.
+        dynamic: Whether there is an A(X).
+        static: 'conv', 'mlp' or None.
+        gate: 'sigmoid' for the released single gate, 'learned' for free alpha and beta. Without one
+            of the two affinities the other has the weight 1 and there is no gate.
+        kernel_size: Of the static convolution.
+        grid: Of the static MLP.
+
+    Raises:
+        ValueError: If there is neither affinity, or an argument is none of its choices.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        dynamic: bool = True,
+        static: str | None = 'conv',
+        gate: str = 'sigmoid',
+        kernel_size: int = 5,
+        grid: int | tuple[int, int] = 14,
+    ) -> None:
+        super().__init__()
+        if static not in ('conv', 'mlp', None):
+            raise ValueError(f"static={static!r} is none of 'conv', 'mlp', None")
+        if gate not in ('sigmoid', 'learned'):
+            raise ValueError(f"gate={gate!r} is neither 'sigmoid' nor 'learned'")
+        if not dynamic and static is None:
+            raise ValueError('a context aggregation needs a dynamic or a static affinity')
+        if dim % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
+        self.num_heads = num_heads
+        self.dynamic = dynamic
+        self.qkv = nn.Conv2d(dim, 3 * dim if dynamic else dim, 1)
+        self.static: Any = None
+        if static == 'conv':
+            self.static = DepthwiseConv(dim, kernel_size)
+        elif static == 'mlp':
+            self.static = SpatialMLP(dim, grid, num_heads, bias=False)
+        self.proj = nn.Conv2d(dim, dim, 1)
+        both = dynamic and static is not None
+        self.gate = nn.Parameter(torch.zeros(1)) if both and gate == 'sigmoid' else None
+        self.alpha = nn.Parameter(torch.ones(1)) if both and gate == 'learned' else None
+        self.beta = nn.Parameter(torch.ones(1)) if both and gate == 'learned' else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        *queries_keys, values = self._split(x)
+        if not self.dynamic:
+            return self.proj(self.static(values))
+        q, k, v = (to_tokens(part, self.num_heads) for part in (*queries_keys, values))
+        mixed = to_map(F.scaled_dot_product_attention(q, k, v), x.shape[2:])
+        if self.static is not None:
+            alpha, beta = self._weights()
+            mixed = alpha * mixed + beta * self.static(values)
+        return self.proj(mixed)
+
+    def affinity(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, N); with a static convolution every channel is a head."""
+        *queries_keys, values = self._split(x)
+        if not self.dynamic:
+            return self.static.affinity(values)
+        q, k = (to_tokens(part, self.num_heads) for part in queries_keys)
+        dynamic = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        if self.static is None:
+            return dynamic
+        static = self.static.affinity(values)
+        alpha, beta = self._weights()
+        return (
+            alpha * dynamic.repeat_interleave(static.shape[1] // self.num_heads, 1) + beta * static
+        )
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, C / heads), heads as in the affinity."""
+        values = self._split(x)[-1]
+        conv = isinstance(self.static, DepthwiseConv)
+        return to_tokens(values, values.shape[1] if conv else self.num_heads)
+
+    def project(self, mixed: Tensor, size: Grid) -> Tensor:
+        """Mixed values (B, heads, N, C / heads) -> (B, C, H, W)."""
+        maps = to_map(mixed, size)
+        if isinstance(self.static, DepthwiseConv) and self.static.conv.bias is not None:
+            beta = self._weights()[1] if self.dynamic else 1.0
+            maps = maps + beta * self.static.conv.bias.view(-1, 1, 1)
+        return self.proj(maps)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, or values alone, (B, C, H, W) each."""
+        return self.qkv(x).chunk(3 if self.dynamic else 1, 1)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """Weights alpha and beta of the dynamic and the static affinity."""
+        if self.gate is not None:
+            alpha = self.gate.sigmoid()
+            return alpha, 1 - alpha
+        assert self.alpha is not None and self.beta is not None
+        return self.alpha, self.beta

@@ -1,0 +1,160 @@
+"""Spatial MLP: an affinity that is learned and does not depend on the input."""
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmpatch.mixers.tokens import Grid, to_map, to_tokens
+from mmpatch.mixers.windowed import merge_windows, split_windows
+from mmpatch.registry import MODELS
+
+
+@MODELS.register_module()
+class SpatialMLP(nn.Module):
+    """Linear maps over the tokens of a fixed grid, the same for all channels of a head.
+
+    With one head: ResMLP's token mixing (https://arxiv.org/abs/2105.03404) and, without bias, the
+    spatial FC of PoolFormer's Table 5; with several, CONTAINER's static MLP affinity
+    (https://arxiv.org/abs/2106.01401, Section 3.3); with ``hidden``, MLP-Mixer's two layers with a
+    GELU between (https://arxiv.org/abs/2105.01601), which are no affinity.
+
+    A map of another grid is served as ``other_grids`` says, and one log line tells so.
+
+    Args:
+        dim: Channels; ``num_heads`` must divide it.
+        grid: Tokens (H, W), or the side of a square, for which the matrices are made.
+        num_heads: Matrices, each for a share of the channels.
+        hidden: Tokens between two layers; None for one layer.
+        bias: Whether output tokens (and hidden ones) have a bias.
+        other_grids: 'resample' interpolates the matrices in both of their grids, 'window' splits
+            the map into windows of ``grid``.
+
+    Raises:
+        ValueError: If the heads do not divide the channels, or ``other_grids`` is neither.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: int | tuple[int, int] = 14,
+        num_heads: int = 1,
+        hidden: int | None = None,
+        bias: bool = True,
+        other_grids: str = 'resample',
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
+        if other_grids not in ('resample', 'window'):
+            raise ValueError(f"other_grids={other_grids!r} is neither 'resample' nor 'window'")
+        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        self.num_heads = num_heads
+        self.other_grids = other_grids
+        tokens = self.grid[0] * self.grid[1]
+        self.fc1 = TokenLinear(num_heads, tokens, hidden or tokens, bias)
+        self.fc2 = TokenLinear(num_heads, hidden, tokens, bias) if hidden else None
+        self._told = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        size = x.shape[2:]
+        if tuple(size) == self.grid:
+            return self._mix(x)
+        if not self._told and not torch.compiler.is_compiling():
+            self._told = True
+            how = {'resample': 'matrices are resampled', 'window': 'it runs in windows'}
+            print_log(
+                f'SpatialMLP of {self.grid} tokens on a map of {tuple(size)}: '
+                f'{how[self.other_grids]}',
+                logger='current',
+            )
+        if self.other_grids == 'resample':
+            return self._mix(x)
+        return merge_windows(self._mix(split_windows(x, self.grid)), size)
+
+    def affinity(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, N), the same for every input of one size.
+
+        Raises:
+            ValueError: With two layers, or in windows, where mixing is no one matrix of this size.
+        """
+        if self.fc2 is not None:
+            raise ValueError('two layers with an activation between are no affinity')
+        if self.other_grids == 'window' and tuple(x.shape[2:]) != self.grid:
+            raise ValueError(f'in windows of {self.grid} the affinity is one of each window')
+        weight, _ = self.fc1.at(self.grid, x.shape[2:], x.shape[2:])
+        return weight.expand(len(x), -1, -1, -1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, C / heads)."""
+        return to_tokens(x, self.num_heads)
+
+    def project(self, mixed: Tensor, size: Grid) -> Tensor:
+        """Mixed values (B, heads, N, C / heads) -> (B, C, H, W): the bias is added."""
+        _, bias = self.fc1.at(self.grid, size, size)
+        return to_map(mixed if bias is None else mixed + bias[..., None], size)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        tokens = to_tokens(x, self.num_heads)
+        if self.fc2 is None:
+            return to_map(self.fc1(tokens, self.grid, size, size), size)
+        hidden = F.gelu(self.fc1(tokens, self.grid, size, None))
+        return to_map(self.fc2(hidden, self.grid, None, size), size)
+
+
+class TokenLinear(nn.Module):
+    """One matrix a head from input tokens to output tokens.
+
+    Args:
+        heads: Matrices.
+        inputs: Tokens in.
+        outputs: Tokens out.
+        bias: Whether output tokens have a bias.
+    """
+
+    def __init__(self, heads: int, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(heads, outputs)) if bias else None
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        stored: Grid,
+        inputs: Grid | None,
+        outputs: Grid | None,
+    ) -> Tensor:
+        """(B, heads, tokens in, c) -> (B, heads, tokens out, c)."""
+        weight, bias = self.at(stored, inputs, outputs)
+        mixed = weight @ tokens
+        return mixed if bias is None else mixed + bias[..., None]
+
+    def at(
+        self,
+        stored: Grid,
+        inputs: Grid | None,
+        outputs: Grid | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias for other grids; None for hidden tokens, which have no grid.
+
+        Inputs are interpolated and scaled by the share of their number, so that sums over tokens
+        stay what they were.
+        """
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if inputs is not None and tuple(inputs) != tuple(stored):
+            scale = stored[0] * stored[1] / (inputs[0] * inputs[1])
+            weight = _resampled(weight, stored, inputs) * scale
+        if outputs is not None and tuple(outputs) != tuple(stored):
+            weight = _resampled(weight.transpose(1, 2), stored, outputs).transpose(1, 2)
+            bias = None if bias is None else _resampled(bias[:, None], stored, outputs)[:, 0]
+        return weight, bias
+
+
+def _resampled(x: Tensor, old: Grid, new: Grid) -> Tensor:
+    """(heads, n, old tokens) -> (heads, n, new tokens), by bicubic interpolation of their grid."""
+    maps = x.unflatten(2, tuple(old))
+    return F.interpolate(maps, size=tuple(new), mode='bicubic', align_corners=False).flatten(2)

@@ -1,0 +1,183 @@
+"""Mixers: CONTAINER's claim that mixing is an affinity times values, and its special cases."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+from mmpatch.backbones import PoolFormer
+from mmpatch.mixers import (
+    Attention,
+    ContextAggregation,
+    DepthwiseConv,
+    Identity,
+    Pooling,
+    SpatialMLP,
+    Windowed,
+)
+
+DIM, SIZE = 12, (5, 7)
+BOTH = [
+    (d, s, g) for d in (True, False) for s in ('conv', 'mlp', None) for g in ('sigmoid', 'learned')
+]
+LINEAR = {
+    'pooling': lambda: Pooling(DIM),
+    'pooling of 5': lambda: Pooling(DIM, 5),
+    'depthwise convolution': lambda: DepthwiseConv(DIM),
+    'depthwise convolution of 8': lambda: DepthwiseConv(DIM, 8),
+    'attention': lambda: Attention(DIM, 3),
+    'attention with relative positions': lambda: Attention(DIM, 3, rel_pos_size=SIZE),
+    'attention with others': lambda: Attention(DIM, 4, rel_pos_size=9),
+    'spatial MLP': lambda: SpatialMLP(DIM, SIZE, 3),
+    'spatial MLP of another grid': lambda: SpatialMLP(DIM, (4, 4)),
+    **{
+        f'context aggregation {d}, {s}, {g}': lambda d=d, s=s, g=g: ContextAggregation(
+            DIM, 3, dynamic=d, static=s, gate=g, grid=SIZE
+        )
+        for d, s, g in BOTH
+        if d or s
+    },
+}
+
+
+def made(make):
+    torch.manual_seed(0)
+    mixer = make().double()
+    for parameter in mixer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return mixer, torch.randn(2, DIM, *SIZE, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('name', LINEAR)
+def test_mixing_is_an_affinity_times_values(name):
+    mixer, x = made(LINEAR[name])
+    affinity = mixer.affinity(x)
+    assert affinity.shape[0] == 2 and affinity.shape[2:] == (35, 35)
+    assert affinity.shape[1] == mixer.values(x).shape[1]
+    mixed = mixer.project(affinity @ mixer.values(x), x.shape[2:])
+    torch.testing.assert_close(mixed, mixer(x))
+
+
+@pytest.mark.parametrize('name', LINEAR)
+def test_gradients(name):
+    mixer, x = made(LINEAR[name])
+    assert gradcheck(mixer, x[:1, :, :2, :3].clone().requires_grad_())
+
+
+def aggregation(alpha, beta, static, heads=3):
+    mixer, x = made(
+        lambda: ContextAggregation(DIM, heads, static=static, gate='learned', grid=SIZE)
+    )
+    with torch.no_grad():
+        mixer.alpha.fill_(alpha)
+        mixer.beta.fill_(beta)
+    return mixer, x
+
+
+def linear(conv):
+    return conv.weight.flatten(1), conv.bias
+
+
+def test_alpha_alone_is_self_attention():
+    mixer, x = aggregation(1.0, 0.0, 'conv')
+    attention = Attention(DIM, 3).double()
+    for layer, conv in ((attention.qkv, mixer.qkv), (attention.proj, mixer.proj)):
+        layer.weight.data, layer.bias.data = linear(conv)
+    torch.testing.assert_close(mixer(x), attention(x))
+
+
+def test_beta_alone_is_depthwise_convolution():
+    mixer, x = aggregation(0.0, 1.0, 'conv')
+    value = F.conv2d(x, mixer.qkv.weight[2 * DIM :], mixer.qkv.bias[2 * DIM :])
+    torch.testing.assert_close(mixer(x), mixer.proj(mixer.static.conv(value)))
+
+
+def test_beta_alone_with_one_matrix_is_token_mixing():
+    mixer, x = aggregation(0.0, 1.0, 'mlp', heads=1)
+    value = F.conv2d(x, mixer.qkv.weight[2 * DIM :], mixer.qkv.bias[2 * DIM :])
+    mixed = F.linear(value.flatten(2), mixer.static.fc1.weight[0]).view_as(value)
+    torch.testing.assert_close(mixer(x), mixer.proj(mixed))
+
+
+def test_spatial_mlp_equals_timm(torch_seed):
+    from timm.layers import Mlp
+
+    grid, tokens = (6, 4), 24
+    x = torch.randn(2, DIM, *grid)
+    one, two = torch.nn.Linear(tokens, tokens), Mlp(tokens, 10)  # ResMLP's, MLP-Mixer's
+    ours_one, ours_two = SpatialMLP(DIM, grid), SpatialMLP(DIM, grid, hidden=10)
+    pairs = ((ours_one.fc1, one), (ours_two.fc1, two.fc1), (ours_two.fc2, two.fc2))
+    for ours, theirs in pairs:
+        ours.weight.data, ours.bias.data = theirs.weight.data[None], theirs.bias.data[None]
+    torch.testing.assert_close(ours_one(x), one(x.flatten(2)).view_as(x))
+    torch.testing.assert_close(ours_two(x), two(x.flatten(2)).view_as(x))
+
+
+def test_resampled_spatial_mlp_keeps_averages(torch_seed):
+    mixer = SpatialMLP(DIM, (4, 4), bias=False)
+    torch.nn.init.constant_(mixer.fc1.weight, 1 / 16)
+    x = torch.randn(1, DIM, 6, 10)
+    torch.testing.assert_close(mixer(x), x.mean((2, 3), keepdim=True).expand_as(x))
+
+
+@pytest.mark.parametrize(
+    ('how', 'text'), [('resample', 'matrices are resampled'), ('window', 'runs in windows')]
+)
+def test_spatial_mlp_says_once_how_it_serves_another_grid(monkeypatch, how, text):
+    said = []
+    monkeypatch.setattr('mmpatch.mixers.spatial_mlp.print_log', lambda line, **_: said.append(line))
+    mixer = SpatialMLP(DIM, 4, other_grids=how)
+    assert mixer(torch.randn(1, DIM, 5, 9)).shape == (1, DIM, 5, 9)
+    mixer(torch.randn(1, DIM, 6, 8))
+    assert len(said) == 1 and text in said[0]
+
+
+def test_what_is_no_affinity_says_so():
+    with pytest.raises(ValueError, match='two layers'):
+        SpatialMLP(DIM, SIZE, hidden=3).affinity(torch.ones(1, DIM, *SIZE))
+    with pytest.raises(ValueError, match='windows'):
+        SpatialMLP(DIM, 4, other_grids='window').affinity(torch.ones(1, DIM, *SIZE))
+
+
+def test_windows_do_not_see_each_other(torch_seed):
+    mixer = Windowed(DIM, {'type': 'Attention', 'num_heads': 2}, window_size=3)
+    x = torch.randn(2, DIM, *SIZE)
+    padded = F.pad(x, (0, 2, 0, 1))
+    for top in (0, 3):
+        for left in (0, 3, 6):
+            window = mixer.mixer(padded[:, :, top : top + 3, left : left + 3])
+            seen = mixer(x)[:, :, top : top + 3, left : left + 3]
+            torch.testing.assert_close(seen, window[:, :, : seen.shape[2], : seen.shape[3]])
+
+
+@pytest.mark.parametrize(
+    ('make', 'culprit'),
+    [
+        (lambda: Attention(12, 5), 'num_heads=5 does not divide dim=12'),
+        (lambda: SpatialMLP(12, num_heads=5), 'num_heads=5'),
+        (lambda: SpatialMLP(12, other_grids='crop'), "other_grids='crop'"),
+        (lambda: ContextAggregation(12, 3, static='fft'), "static='fft'"),
+        (lambda: ContextAggregation(12, 3, gate='and'), "gate='and'"),
+        (lambda: ContextAggregation(12, 3, dynamic=False, static=None), 'needs a dynamic'),
+        (lambda: ContextAggregation(12, 5), 'num_heads=5'),
+    ],
+)
+def test_wrong_arguments_are_named(make, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        make()
+
+
+def test_every_mixer_works_in_a_pyramid(torch_seed):
+    mixers = [
+        Identity,
+        'Pooling',
+        {'type': 'DepthwiseConv', 'kernel_size': 4},
+        {'type': 'Attention', 'num_heads': 4},
+        {'type': 'SpatialMLP', 'grid': 4},
+        {'type': 'ContextAggregation', 'num_heads': 4},
+        {'type': 'Windowed', 'mixer': {'type': 'Attention', 'num_heads': 4}, 'window_size': 3},
+    ]
+    model = PoolFormer(depths=(2, 2, 2, 1), dims=(8, 8, 16, 16), token_mixers=mixers)
+    outs = model(torch.randn(2, 3, 70, 96))
+    sum(out.square().mean() for out in outs).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
