@@ -60,6 +60,12 @@ def test_foreign_code_is_refused_and_not_run(tmp_path, loader, monkeypatch):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_failed_download_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    with pytest.raises(OSError, match=r'none\.pth cannot be downloaded.*give its path'):
+        load_from_http((tmp_path / 'none.pth').as_uri())
+
+
 def test_damaged_and_missing_files_are_named(tmp_path):
     torch.save({'w': torch.ones(1000)}, tmp_path / 'whole.pth')
     cut = tmp_path / 'cut.pth'

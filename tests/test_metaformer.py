@@ -188,6 +188,10 @@ class TestLoading:
                 'no rule explains: network.9.extra',
             ),
             (
+                lambda s: {**s, 'network.0.7.norm1.bias': torch.ones(8)},
+                'has no tensor for: network.0.7.norm1.bias',
+            ),
+            (
                 lambda s: {k: v for k, v in s.items() if k != 'network.1.proj.bias'},
                 'file lacks: stages.1.downsample.conv.bias',
             ),

@@ -21,6 +21,7 @@ BOTH = [
     (d, s, g) for d in (True, False) for s in ('conv', 'mlp', None) for g in ('sigmoid', 'learned')
 ]
 LINEAR = {
+    'identity': lambda: Identity(DIM),
     'pooling': lambda: Pooling(DIM),
     'pooling of 5': lambda: Pooling(DIM, 5),
     'depthwise convolution': lambda: DepthwiseConv(DIM),

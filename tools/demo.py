@@ -167,10 +167,11 @@ def evaluate_and_train(phases: Phases, name: str, seed: int) -> tuple[dict, dict
 
 def draw_objects(axes: plt.Axes, picture: np.ndarray, objects: list[tuple], title: str) -> None:
     """Boxes with class names, and scores where there are any."""
+    names = CocoDataset.METAINFO['classes']
     axes.imshow(picture)
     axes.set_title(title, fontsize=10)
     for label, (x1, y1, x2, y2), score in objects:
-        tint = plt.cm.tab10(sum(map(ord, label)) % 10)
+        tint = plt.cm.tab10(names.index(label.removesuffix(' crowd')) % 10)
         axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=tint, lw=2))
         text = label if score is None else f'{label} {score:.2f}'
         style = {'color': 'white', 'fontsize': 7, 'va': 'bottom'}

@@ -34,9 +34,28 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike[str]) -> Non
     content = CheckpointLoader.load_checkpoint(_resolved(source), 'cpu')
     tensors, dropped = _unwrapped(content, source)
     layout = _recognised(tensors, source)
+    matched, left_out, problems = _matched(tensors, layout, model)
+    if problems:
+        lines = [f'{what}: {_shown(names)}' for what, names in problems.items()]
+        raise ValueError(
+            f'{source} ({layout.name} layout) does not fit {type(model).__name__}; '
+            + '; '.join(lines)
+        )
+    new = model.load_state_dict(matched, strict=False).missing_keys
+    print_log(
+        f'{source} ({layout.name} layout): {len(matched)} tensors loaded; '
+        f'dropped: {_shown(dropped + left_out)}; new: {_shown(new)}',
+        logger='current',
+    )
+
+
+def _matched(
+    tensors: dict[str, Tensor], layout: Layout, model: nn.Module
+) -> tuple[dict[str, Tensor], list[str], dict[str, list[str]]]:
+    """Tensors by their names in the model, keys that are dropped, and lists of what is wrong."""
     wanted = model.state_dict()
     matched: dict[str, Tensor] = {}
-    unknown: list[str] = []
+    dropped, unknown, surplus, wrong = [], [], [], []
     for key, tensor in tensors.items():
         try:
             name = _placed(layout.rename(key), model)
@@ -46,34 +65,21 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike[str]) -> Non
         if name is None or _beyond(model, name):
             dropped.append(key)
         elif name not in wanted:
-            unknown.append(key)
+            surplus.append(key)
+        elif tensor.shape != wanted[name].shape:
+            here, there = tuple(tensor.shape), tuple(wanted[name].shape)
+            wrong.append(f'{name}: {here} in the file, {there} in the model')
         else:
             matched[name] = tensor
-    wrong = [
-        f'{name}: {tuple(tensor.shape)} in the file, {tuple(wanted[name].shape)} in the model'
-        for name, tensor in matched.items()
-        if tensor.shape != wanted[name].shape
-    ]
-    missing = [name for name in wanted if name not in matched]
-    new = [name for name in missing if name.startswith('out_norms.')]
-    missing = [name for name in missing if name not in new]
+    named = {*matched, *(line.split(':')[0] for line in wrong)}
+    lacking = [name for name in wanted if name not in named and not name.startswith('out_norms.')]
     problems = {
         'keys that no rule explains': unknown,
+        'keys that the model has no tensor for': surplus,
         'wrong shapes': wrong,
-        'tensors of the backbone that the file lacks': missing,
+        'tensors of the backbone that the file lacks': lacking,
     }
-    if any(problems.values()):
-        lines = [f'{what}: {_shown(names)}' for what, names in problems.items() if names]
-        raise ValueError(
-            f'{source} ({layout.name} layout) does not fit {type(model).__name__}; '
-            + '; '.join(lines)
-        )
-    model.load_state_dict(matched, strict=False)
-    print_log(
-        f'{source} ({layout.name} layout): {len(matched)} tensors loaded; '
-        f'dropped: {_shown(dropped)}; new: {_shown(new)}',
-        logger='current',
-    )
+    return matched, dropped, {what: names for what, names in problems.items() if names}
 
 
 def _resolved(source: str) -> str:

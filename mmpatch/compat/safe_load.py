@@ -58,7 +58,12 @@ def load_from_local(filename: str, map_location: Any) -> Any:
 def load_from_http(
     filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
 ) -> Any:
-    """Download to torch's hub folder and read; the scheme of URLs."""
+    """Download to torch's hub folder and read; the scheme of URLs.
+
+    Raises:
+        OSError: If it cannot be downloaded.
+        pickle.UnpicklingError: If it holds anything but tensors and the allowed types.
+    """
     try:
         return load_state_dict_from_url(
             filename,
@@ -69,6 +74,10 @@ def load_from_http(
         )
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError(_refusal(filename, error)) from None
+    except OSError as error:
+        raise OSError(
+            f'{filename} cannot be downloaded ({error}); fetch it elsewhere and give its path'
+        ) from error
 
 
 def install() -> str:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from mmpatch.mixers.tokens import Grid, impulses, to_map, to_tokens
 from mmpatch.registry import MODELS
 
 
@@ -19,3 +20,15 @@ class Identity(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return x
+
+    def affinity(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1, N, N), the identity."""
+        return impulses(x.shape[2:], x).flatten(1).expand(len(x), 1, -1, -1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1, N, C)."""
+        return to_tokens(x)
+
+    def project(self, mixed: Tensor, size: Grid) -> Tensor:
+        """Mixed values (B, 1, N, C) -> (B, C, H, W)."""
+        return to_map(mixed, size)
