@@ -13,7 +13,7 @@ data_root = 'data/toy/ade/'
 scale = (208, 176)
 crop_size = (160, 160)
 batch_size = 8
-iters = 300
+iters = 200
 norm_cfg = dict(type='GN', num_groups=16)  # batches are too small for batch norm
 
 model = dict(
@@ -58,6 +58,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=30, end=iters, by_epoch=False),
 ]
-train_cfg = dict(max_iters=iters, val_interval=50)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=50, max_keep_ckpts=2))
+train_cfg = dict(max_iters=iters, val_interval=100)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100, max_keep_ckpts=2))
 auto_scale_lr = dict(base_batch_size=batch_size)
