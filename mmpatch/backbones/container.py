@@ -38,7 +38,6 @@ class Container(MetaFormer):
     def __init__(self, arch: str = 'light', **kwargs: Any) -> None:
         norm = {'type': 'LN2d', 'eps': 1e-5}
         settings = {
-            'strides': (4, 2, 2, 2),
             'stem': {'norm': norm},
             'downsample': {'norm': norm},
             'norm_cfg': {'type': 'BN'},

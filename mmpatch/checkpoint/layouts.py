@@ -82,29 +82,16 @@ CONTAINER = Layout(
         (r'patch_embed1\.norm\.(.+)', r'stem.norm.\1'),
         (r'patch_embed([234])\.proj\.(.+)', _stage(r'stages.{}.downsample.conv.\2', 1, -1)),
         (r'patch_embed([234])\.norm\.(.+)', _stage(r'stages.{}.downsample.norm.\2', 1, -1)),
-        (
-            r'blocks([1-4])\.(\d+)\.pos_embed\.(.+)',
-            _stage(r'stages.{}.blocks.\2.pos_embed.conv.\3', 1, -1),
-        ),
-        (
-            r'blocks([1-4])\.(\d+)\.conv1\.(.+)',
-            _stage(r'stages.{}.blocks.\2.token_mixer.qkv.\3', 1, -1),
-        ),
-        (
-            r'blocks([1-4])\.(\d+)\.(?:attn|conv)\.(.+)',
-            _stage(r'stages.{}.blocks.\2.token_mixer.static.conv.\3', 1, -1),
-        ),
-        (
-            r'blocks([1-4])\.(\d+)\.conv2\.(.+)',
-            _stage(r'stages.{}.blocks.\2.token_mixer.proj.\3', 1, -1),
-        ),
-        (
-            r'blocks([1-4])\.(\d+)\.sa_weight',
-            _stage(r'stages.{}.blocks.\2.token_mixer.gate', 1, -1),
-        ),
-        (
-            r'blocks([1-4])\.(\d+)\.((?:norm[12]|mlp\.fc[12])\..+)',
-            _stage(r'stages.{}.blocks.\2.\3', 1, -1),
+        *(
+            (rf'blocks([1-4])\.(\d+)\.{theirs}', _stage(rf'stages.{{}}.blocks.\2.{ours}', 1, -1))
+            for theirs, ours in (
+                (r'pos_embed\.(.+)', r'pos_embed.conv.\3'),
+                (r'conv1\.(.+)', r'token_mixer.qkv.\3'),
+                (r'(?:attn|conv)\.(.+)', r'token_mixer.static.conv.\3'),
+                (r'conv2\.(.+)', r'token_mixer.proj.\3'),
+                (r'sa_weight', r'token_mixer.gate'),
+                (r'((?:norm[12]|mlp\.fc[12])\..+)', r'\3'),
+            )
         ),
         (r'(norm|head)\..+', None),
     ),

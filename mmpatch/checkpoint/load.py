@@ -55,6 +55,7 @@ def _matched(
     """Tensors by their names in the model, keys that are dropped, and lists of what is wrong."""
     wanted = model.state_dict()
     matched: dict[str, Tensor] = {}
+    found: set[str] = set()
     dropped, unknown, surplus, wrong = [], [], [], []
     for key, tensor in tensors.items():
         try:
@@ -64,15 +65,16 @@ def _matched(
             continue
         if name is None or _beyond(model, name):
             dropped.append(key)
-        elif name not in wanted:
+            continue
+        found.add(name)
+        if name not in wanted:
             surplus.append(key)
         elif tensor.shape != wanted[name].shape:
             here, there = tuple(tensor.shape), tuple(wanted[name].shape)
             wrong.append(f'{name}: {here} in the file, {there} in the model')
         else:
             matched[name] = tensor
-    named = {*matched, *(line.split(':')[0] for line in wrong)}
-    lacking = [name for name in wanted if name not in named and not name.startswith('out_norms.')]
+    lacking = [name for name in wanted if name not in found and not name.startswith('out_norms.')]
     problems = {
         'keys that no rule explains': unknown,
         'keys that the model has no tensor for': surplus,
