@@ -59,3 +59,10 @@ def errors(name, outputs):
         ):
             b = reference[f'{what}_{i}']
             yield np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def randomised(model):
+    """A model in which every parameter and statistic is random: none is right by its start."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.from_numpy(np.array(value(name, tuple(tensor.shape)))))
+    return model.eval()

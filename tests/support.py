@@ -8,6 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+def pretrained(path, **kwargs):
+    """What a config says to load a file."""
+    return {'type': 'Pretrained', 'checkpoint': str(path), **kwargs}
+
+
 def run_tool(*command, cwd=ROOT, check=True, **kwargs):
     """Run a script of the project as a user would; its output is in the result."""
     result = subprocess.run(

@@ -37,7 +37,10 @@ RULES = {
     'blocks know no mixer': ('blocks.py', ['mmpatch.mixers', 'mmpatch.backbones']),
     'checkpoints know no network': ('checkpoint', BUILT),
     'the registry knows nothing of mmpatch': ('registry.py', ['mmpatch']),
-    'only layers import timm': (('blocks.py', 'mixers', 'backbones', 'compat', 'engine'), ['timm']),
+    'only layers import timm': (
+        ('blocks.py', 'mixers', 'backbones', 'checkpoint', 'compat', 'engine'),
+        ['timm'],
+    ),
     'only compat knows mmcv': (
         ('layers', 'mixers', 'blocks.py', 'checkpoint', 'backbones'),
         ['mmcv'],

@@ -6,10 +6,6 @@ from mmpatch.backbones import MetaFormer, PoolFormer
 TINY = {'depths': (1, 1, 2, 1), 'dims': (8, 16, 24, 32), 'layer_scale': 0.5}
 
 
-def pretrained(path):
-    return {'type': 'Pretrained', 'checkpoint': str(path)}
-
-
 def test_pools_without_counting_the_border():
     from mmpatch.mixers import Pooling
 
@@ -131,82 +127,3 @@ def test_wrong_images_are_named():
         model(torch.randn(1, 4, 64, 64))
     with pytest.raises(ValueError, match=r'2x64 \(H x W\) is smaller than the stride 4'):
         model(torch.randn(1, 3, 2, 64))
-
-
-class TestLoading:
-    """Every tensor or none; never in silence."""
-
-    @pytest.fixture
-    def published(self, tmp_path):
-        """A writer of files in the authors' layout that fit the tiny network."""
-        to_authors = {'stem.conv': 'patch_embed.proj'}
-        for i in range(4):
-            to_authors[f'stages.{i}.blocks'] = f'network.{2 * i}'
-            to_authors[f'stages.{i}.downsample.conv'] = f'network.{2 * i - 1}.proj'
-        state = {'norm.weight': torch.ones(32), 'head.weight': torch.ones(1000, 32)}
-        for key, tensor in PoolFormer(**TINY, out_norm=False).state_dict().items():
-            for ours, theirs in to_authors.items():
-                key = key.replace(ours, theirs)
-            key = key.replace('layer_scale1.scale', 'layer_scale_1')
-            state[key.replace('layer_scale2.scale', 'layer_scale_2')] = torch.randn_like(tensor)
-
-        def write(change=lambda state: state):
-            torch.save(change(dict(state)), tmp_path / 'file.pth')
-            return tmp_path / 'file.pth'
-
-        return write
-
-    def load(self, path, **kwargs):
-        model = PoolFormer(**TINY, **kwargs, init_cfg=pretrained(path))
-        model.init_weights()
-        return model
-
-    @pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.'])
-    def test_loads_with_prefixes(self, published, prefix):
-        path = published(lambda s: {prefix + k: v for k, v in s.items()})
-        model = self.load(path)
-        stored = torch.load(path)[f'{prefix}network.3.proj.weight']
-        assert torch.equal(model.stages[2].downsample.conv.weight, stored)
-
-    def test_leaves_out_stages_that_are_not_built(self, published):
-        assert len(self.load(published(), out_indices=(0, 1)).stages) == 2
-
-    def test_own_state_dict_comes_back(self, tmp_path, published):
-        model = self.load(published())
-        torch.save(model.state_dict(), tmp_path / 'own.pth')
-        again = self.load(tmp_path / 'own.pth')
-        for a, b in zip(model.parameters(), again.parameters(), strict=True):
-            assert torch.equal(a, b)
-
-    @pytest.mark.parametrize(
-        ('change', 'culprit'),
-        [
-            (lambda s: {}, 'holds no tensors'),
-            (lambda s: {'conv1.weight': torch.ones(3)}, 'unknown layout.*conv1.weight'),
-            (
-                lambda s: {**s, 'network.9.extra': torch.ones(1)},
-                'no rule explains: network.9.extra',
-            ),
-            (
-                lambda s: {**s, 'network.0.7.norm1.bias': torch.ones(8)},
-                'has no tensor for: network.0.7.norm1.bias',
-            ),
-            (
-                lambda s: {k: v for k, v in s.items() if k != 'network.1.proj.bias'},
-                'file lacks: stages.1.downsample.conv.bias',
-            ),
-            (
-                lambda s: {**s, 'patch_embed.proj.bias': torch.ones(9)},
-                r'wrong shapes: stem.conv.bias: \(9,\) in the file, \(8,\) in the model',
-            ),
-        ],
-    )
-    def test_what_does_not_fit_is_named(self, published, change, culprit):
-        path = published(change)
-        with pytest.raises(ValueError, match=culprit) as error:
-            self.load(path)
-        assert str(path) in str(error.value)
-
-    def test_unknown_published_name(self):
-        with pytest.raises(ValueError, match='poolformer-s99.*poolformer-s12_in1k'):
-            self.load('mmpatch://poolformer-s99')

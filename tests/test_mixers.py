@@ -15,6 +15,7 @@ from mmpatch.mixers import (
     SpatialMLP,
     Windowed,
 )
+from mmpatch.registry import MODELS
 
 DIM, SIZE = 12, (5, 7)
 BOTH = [
@@ -101,17 +102,21 @@ def test_beta_alone_with_one_matrix_is_token_mixing():
 
 
 def test_spatial_mlp_equals_timm(torch_seed):
-    from timm.layers import Mlp
+    """The token mixing of ResMLP and of MLP-Mixer, taken from whole models."""
+    import timm
 
-    grid, tokens = (6, 4), 24
-    x = torch.randn(2, DIM, *grid)
-    one, two = torch.nn.Linear(tokens, tokens), Mlp(tokens, 10)  # ResMLP's, MLP-Mixer's
-    ours_one, ours_two = SpatialMLP(DIM, grid), SpatialMLP(DIM, grid, hidden=10)
-    pairs = ((ours_one.fc1, one), (ours_two.fc1, two.fc1), (ours_two.fc2, two.fc2))
+    residual = timm.create_model('resmlp_12_224').blocks[0].linear_tokens
+    mixer = timm.create_model('mixer_s32_224').blocks[0].mlp_tokens
+    one = SpatialMLP(DIM, 14)
+    two = SpatialMLP(DIM, 7, hidden=mixer.fc1.out_features)
+    pairs = ((one.fc1, residual), (two.fc1, mixer.fc1), (two.fc2, mixer.fc2))
     for ours, theirs in pairs:
+        torch.nn.init.normal_(theirs.bias)
         ours.weight.data, ours.bias.data = theirs.weight.data[None], theirs.bias.data[None]
-    torch.testing.assert_close(ours_one(x), one(x.flatten(2)).view_as(x))
-    torch.testing.assert_close(ours_two(x), two(x.flatten(2)).view_as(x))
+    for ours, theirs, side in ((one, residual, 14), (two, mixer, 7)):
+        x = torch.randn(2, DIM, side, side)
+        expected = theirs(x.flatten(2)).view_as(x)
+        assert (ours(x) - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_resampled_spatial_mlp_keeps_averages(torch_seed):
@@ -182,3 +187,36 @@ def test_every_mixer_works_in_a_pyramid(torch_seed):
     outs = model(torch.randn(2, 3, 70, 96))
     sum(out.square().mean() for out in outs).backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+def test_a_mixer_of_ones_own_is_a_class_and_a_name(torch_seed):
+    @MODELS.register_module(name='Shift')
+    class Shift(torch.nn.Module):
+        """Every channel looks one token to the left, by a learned share."""
+
+        def __init__(self, dim):
+            super().__init__()
+            self.share = torch.nn.Parameter(torch.zeros(dim, 1, 1))
+
+        def forward(self, x):
+            return self.share * F.pad(x, (1, 0))[..., :-1]
+
+    try:
+        model = PoolFormer(
+            depths=(1, 1, 1, 1),
+            dims=(8, 8, 16, 16),
+            token_mixers=['Shift', 'Shift', 'Pooling', Shift],
+        )
+    finally:
+        MODELS.module_dict.pop('Shift')
+    x, wanted = torch.randn(8, 3, 32, 32), torch.randn(8, 16)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(30):
+        loss = F.mse_loss(model(x)[3].mean((2, 3)), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert model.stages[0].blocks[0].token_mixer.share.abs().sum() > 0

@@ -4,5 +4,6 @@ from mmpatch.backbones.container import Container
 from mmpatch.backbones.convmixer import ConvMixer
 from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.backbones.poolformer import PoolFormer
+from mmpatch.backbones.vision_transformer import VisionTransformer
 
-__all__ = ['Container', 'ConvMixer', 'MetaFormer', 'PoolFormer']
+__all__ = ['Container', 'ConvMixer', 'MetaFormer', 'PoolFormer', 'VisionTransformer']

@@ -1,6 +1,6 @@
 """The container of every network here: a stem, then stages of blocks that differ in their mixer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import Any, ClassVar
@@ -9,11 +9,11 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
+from mmpatch.backbones.arguments import increasing, per_block, per_stage
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
 from mmpatch.checkpoint import load_pretrained
-from mmpatch.layers import PatchEmbed, norm_factory
+from mmpatch.layers import PatchEmbed, PositionEmbed, norm_factory
 from mmpatch.registry import MODELS, factory
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -45,7 +45,8 @@ class MetaFormer(BaseModule):
             and the channels stay, there is none.
         in_channels: Channels of the image.
         stem: Arguments of :class:`PatchEmbed`: ``kernel_size`` (the stride unless given),
-            ``padding``, ``norm``, ``act``.
+            ``padding``, ``norm``, ``act``; or, with ``type``, another registered stem, which is
+            made from (in_channels, dim, stride=...), such as :class:`ResNetStem`.
         downsample: The same for the downsampling between stages.
         block: 'MetaFormerBlock', 'ConvMixerBlock', or a callable with their arguments.
         block_args: Further arguments of the block.
@@ -56,10 +57,15 @@ class MetaFormer(BaseModule):
         act: 'GELU', 'ReLU' or 'SiLU'.
         layer_scale: Initial value of the scales on the residual branches; None for no scales.
         pos_embed: Layer whose output is added to the input of every block; None leaves it out.
+        positions: Arguments of :class:`PositionEmbed`, absolute positions and tokens that join
+            behind the stem; the mixers of a network with such tokens must take them, as
+            :class:`mmpatch.mixers.Attention` does without relative positions. None for none.
         out_norm: Whether each output goes through a norm of its own, which is no part of published
-            classifiers and starts as the identity; False gives the raw outputs of the stages.
+            classifiers; False gives the raw outputs of the stages. A name or dict says which norm,
+            by default that of ``norm_cfg``.
         drop_path_rate: Drop rate of the last residual branches; it grows linearly from 0.
         out_indices: Stages whose outputs are returned, increasing. Later stages are not built.
+        stem_indices: Levels of a stem that has such (:class:`ResNetStem`) to return before those.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
         norm_eval: Whether batch norms keep their statistics in training.
         with_cp: Whether blocks recompute their activations in the backward pass, to save memory.
@@ -93,9 +99,11 @@ class MetaFormer(BaseModule):
         act: str = 'GELU',
         layer_scale: float | None = None,
         pos_embed: Any = None,
-        out_norm: bool = True,
+        positions: dict[str, Any] | None = None,
+        out_norm: Any = True,
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
+        stem_indices: Sequence[int] = (),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -103,11 +111,13 @@ class MetaFormer(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         name, count = type(self).__name__, len(depths)
-        dims = _per_stage('dims', dims, count)
-        strides = _per_stage('strides', strides, count)
-        mlp_ratios = _per_stage('mlp_ratios', mlp_ratios, count)
-        mixers = [factory(spec) for spec in _per_block('token_mixers', token_mixers, depths)]
-        self.out_indices = _checked_out_indices(name, out_indices, count)
+        dims = per_stage('dims', dims, count)
+        strides = per_stage('strides', strides, count)
+        mlp_ratios = per_stage('mlp_ratios', mlp_ratios, count)
+        mixers = [factory(spec) for spec in per_block('token_mixers', token_mixers, depths)]
+        self.out_indices = increasing(f'{name}: out_indices', 'stages', out_indices, count)
+        if not self.out_indices:
+            raise ValueError(f'{name}: out_indices=() must name stages of 0..{count - 1}')
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
             raise ValueError(f'{name}: frozen_stages={frozen_stages} is not in -1..{count}')
         if isinstance(block, str) and block not in BLOCKS:
@@ -120,6 +130,7 @@ class MetaFormer(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         norm = norm_factory(norm_cfg)
+        make_out_norm = norm if out_norm is True else norm_factory(out_norm or None)
         make_block = BLOCKS[block] if isinstance(block, str) else block
         settings = dict(block_args or {})
         if layer_scale is not None:
@@ -128,8 +139,9 @@ class MetaFormer(BaseModule):
             settings['pos_embed'] = factory(pos_embed)
         drop_paths = [drop_path_rate * j / max(sum(depths) - 1, 1) for j in range(sum(depths))]
 
-        self.stem = _patch_embed(in_channels, dims[0], strides[0], stem)
-        self.stages = nn.ModuleList()
+        self.stem: Any = _stem(in_channels, dims[0], strides[0], stem)
+        self.positions = PositionEmbed(dims[0], **positions) if positions is not None else None
+        self.stages: Any = nn.ModuleList()
         self.out_norms = nn.ModuleDict()
         for i in range(self.out_indices[-1] + 1):
             first = sum(depths[:i])
@@ -150,11 +162,23 @@ class MetaFormer(BaseModule):
                 down = _patch_embed(dims[i - 1], dims[i], strides[i], downsample)
             self.stages.append(Stage(down, blocks))
             if out_norm and i in self.out_indices:
-                self.out_norms[str(i)] = norm(dims[i])
+                self.out_norms[str(i)] = make_out_norm(dims[i])
 
+        levels = getattr(self.stem, 'level_strides', ())
+        widths = getattr(self.stem, 'level_channels', ())
+        self.stem_indices = increasing(
+            f'{name}: stem_indices', 'levels of the stem', stem_indices, len(levels)
+        )
         totals = list(accumulate(strides, mul))
-        self.out_channels = tuple(dims[i] for i in self.out_indices)
-        self.out_strides = tuple(totals[i] for i in self.out_indices)
+        self.out_channels = (
+            *(widths[i] for i in self.stem_indices),
+            *(dims[i] for i in self.out_indices),
+        )
+        self.out_strides = (
+            *(levels[i] for i in self.stem_indices),
+            *(totals[i] for i in self.out_indices),
+        )
+        self._check_tokens()
         self._freeze()
 
     @classmethod
@@ -182,10 +206,18 @@ class MetaFormer(BaseModule):
                 f'{type(self).__name__}: an image of {x.shape[2]}x{x.shape[3]} (H x W) is smaller '
                 f'than the stride {self.stem.stride} of the stem'
             )
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        outs = []
+        x = x.contiguous(memory_format=torch.channels_last)
+        outs: list[Tensor] = []
+        if self.stem_indices:
+            *levels, x = self.stem.levels(x)
+            outs += [levels[i] for i in self.stem_indices]
+        else:
+            x = self.stem(x)
+        tokens = None
+        if self.positions is not None:
+            x, tokens = self.positions(x)
         for i, stage in enumerate(self.stages):
-            x = stage(x, with_cp=self.with_cp and self.training)
+            x, tokens = stage(x, tokens, with_cp=self.with_cp and self.training)
             if i in self.out_indices:
                 outs.append(self.out_norms[str(i)](x) if self.out_norms else x)
         return tuple(outs)
@@ -194,7 +226,7 @@ class MetaFormer(BaseModule):
         """Load the checkpoint of ``init_cfg`` strictly; any other ``init_cfg`` is MMEngine's."""
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             if not self.is_init:
-                load_pretrained(self, self.init_cfg['checkpoint'])
+                load_pretrained(self, **{k: v for k, v in self.init_cfg.items() if k != 'type'})
                 self._is_init = True
         else:
             super().init_weights()
@@ -217,12 +249,13 @@ class MetaFormer(BaseModule):
             prefix: Such as 'backbone.'.
 
         Returns:
-            0 for the stem, i + 1 for the i-th block and the downsampling before it, the last depth
-            for everything else; and the number of depths, two more than the blocks.
+            0 for the stem and the positions, i + 1 for the i-th block and the downsampling before
+            it, the last depth for everything else; and the number of depths, two more than the
+            blocks.
         """
         last = sum(self.depths) + 1
         parts = param_name.removeprefix(prefix).split('.')
-        if parts[0] == 'stem':
+        if parts[0] in ('stem', 'positions'):
             return 0, last + 1
         if parts[0] != 'stages':
             return last, last + 1
@@ -232,29 +265,34 @@ class MetaFormer(BaseModule):
     def _freeze(self) -> None:
         """Freeze the stem and the first ``frozen_stages`` stages, batch statistics included."""
         if self.frozen_stages >= 0:
-            for module in (self.stem, *self.stages[: self.frozen_stages]):
-                module.eval().requires_grad_(False)
+            for module in (self.stem, self.positions, *self.stages[: self.frozen_stages]):
+                if module is not None:
+                    module.eval().requires_grad_(False)
+
+    def _check_tokens(self) -> None:
+        """Raise if tokens without a place would reach a mixer that needs every token's place."""
+        if self.positions is None or not self.positions.num_tokens:
+            return
+        blocks = [block for stage in self.stages for block in stage.blocks]
+        lost = {
+            type(b.token_mixer).__name__
+            for b in blocks
+            if not getattr(b.token_mixer, 'takes_tokens', False)
+        }
+        lost |= {'a downsampling' for s in self.stages if not isinstance(s.downsample, nn.Identity)}
+        if lost:
+            raise ValueError(
+                f'{type(self).__name__}: class tokens have no place on the map, which '
+                f'{", ".join(sorted(lost))} needs; leave them out (with_cls_token=False, '
+                'positions=dict(num_tokens=0))'
+            )
 
 
-class Stage(nn.Module):
-    """Downsampling, then blocks.
-
-    Args:
-        downsample: Applied first.
-        blocks: Applied in order.
-    """
-
-    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor, with_cp: bool = False) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W'); ``with_cp`` checkpoints every block."""
-        x = self.downsample(x)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if with_cp else block(x)
-        return x
+def _stem(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None) -> nn.Module:
+    if cfg is None or 'type' not in cfg:
+        return _patch_embed(in_channels, dim, stride, cfg)
+    make: Callable[..., nn.Module] = factory(cfg)
+    return make(in_channels, dim, stride=stride)
 
 
 def _patch_embed(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None) -> PatchEmbed:
@@ -264,35 +302,3 @@ def _patch_embed(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | 
     if cfg.get('act') is not None:
         cfg['act'] = ACTIVATIONS[cfg['act']]
     return PatchEmbed(in_channels, dim, stride=stride, **cfg)
-
-
-def _per_stage(name: str, value: Any, count: int) -> list[Any]:
-    values = list(value) if isinstance(value, Sequence) else [value] * count
-    if len(values) != count:
-        raise ValueError(f'{name}={value} has {len(values)} entries for {count} stages')
-    return values
-
-
-def _per_block(name: str, value: Any, depths: Sequence[int]) -> list[Any]:
-    """Broadcast one value for all, one for each stage or one for each block to the blocks."""
-    if not isinstance(value, list | tuple):
-        return [value] * sum(depths)
-    if len(value) == len(depths):
-        return [spec for spec, depth in zip(value, depths, strict=True) for _ in range(depth)]
-    if len(value) == sum(depths):
-        return list(value)
-    raise ValueError(
-        f'{name} has {len(value)} entries; give one, {len(depths)} (one a stage) '
-        f'or {sum(depths)} (one a block)'
-    )
-
-
-def _checked_out_indices(name: str, out_indices: Sequence[int], count: int) -> tuple[int, ...]:
-    indices = tuple(out_indices)
-    if not indices or any(not 0 <= i < count for i in indices):
-        raise ValueError(
-            f'{name}: out_indices={indices} must name stages of 0..{count - 1} ({count} stages)'
-        )
-    if list(indices) != sorted(set(indices)):
-        raise ValueError(f'{name}: out_indices={indices} must increase')
-    return indices

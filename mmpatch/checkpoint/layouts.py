@@ -8,7 +8,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from mmpatch.checkpoint.vit import from_npz, split_positions
+
 Target = str | Callable[[re.Match[str]], str] | None
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -17,14 +22,22 @@ class Layout:
 
     Attributes:
         name: Shown in the loading report.
-        marker: A key with which only files of this layout come.
+        family: Class of the networks in such files; None for any.
+        marker: Pattern of keys with which only files of this layout come.
         rules: Pattern of a whole key -> its new name, as an ``re`` template or a function of the
             match, or None to drop it. The first rule that matches counts.
+        prepare: What is done to the tensors before the rules, where renaming does not suffice.
     """
 
     name: str
+    family: str | None
     marker: str
     rules: tuple[tuple[str, Target], ...]
+    prepare: Callable[[Tensors], Tensors] | None = None
+
+    def recognises(self, tensors: Tensors) -> bool:
+        """Whether some key is one with which only files of this layout come."""
+        return any(re.fullmatch(self.marker, key) for key in tensors)
 
     def rename(self, key: str) -> str | None:
         """New name of a key, or None if a rule drops it.
@@ -50,14 +63,24 @@ def _stage(template: str, divide: int = 1, shift: int = 0) -> Callable[[re.Match
 
 MMPATCH = Layout(
     'mmpatch or timm MetaFormer',
-    'stem.conv.weight',
-    ((r'(stem|stages|out_norms)\..+', r'\g<0>'), (r'head\..+', None)),
+    None,
+    r'stages\.0\.blocks\.0\..+',
+    ((r'(stem|positions|stages|out_norms)\..+', r'\g<0>'), (r'head\..+', None)),
 )
+
+
+def _without_classifier_norm(tensors: Tensors) -> Tensors:
+    """Drop ``norm6`` where it stands alone: so mmpretrain calls the classifier's norm."""
+    if 'norm4.weight' in tensors:
+        return tensors
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith('norm6.')}
+
 
 # network.0, 2, 4, 6 are stages, network.1, 3, 5 the downsampling before the next stage.
 POOLFORMER = Layout(
     'sail-sg/poolformer',
-    'patch_embed.proj.weight',
+    'PoolFormer',
+    r'network\.0\.0\..+',
     (
         (r'patch_embed\.proj\.(.+)', r'stem.conv.\1'),
         (r'network\.([135])\.proj\.(.+)', _stage(r'stages.{}.downsample.conv.\2', 2, 1)),
@@ -72,11 +95,13 @@ POOLFORMER = Layout(
         (r'norm([0246])\.(.+)', _stage(r'out_norms.{}.\2', 2)),
         (r'(norm|head)\.(weight|bias)', None),
     ),
+    _without_classifier_norm,
 )
 
 CONTAINER = Layout(
     'allenai/container',
-    'patch_embed1.proj.weight',
+    'Container',
+    r'patch_embed1\.proj\.weight',
     (
         (r'patch_embed1\.proj\.(.+)', r'stem.conv.\1'),
         (r'patch_embed1\.norm\.(.+)', r'stem.norm.\1'),
@@ -100,7 +125,8 @@ CONTAINER = Layout(
 # One list: convolution, activation, norm of the stem, then the blocks, then pooling and classifier.
 CONVMIXER = Layout(
     'locuslab/convmixer',
-    '3.0.fn.0.weight',
+    'ConvMixer',
+    r'3\.0\.fn\.0\.weight',
     (
         (r'0\.(weight|bias)', r'stem.conv.\1'),
         (r'2\.(.+)', r'stem.norm.\1'),
@@ -114,7 +140,8 @@ CONVMIXER = Layout(
 
 HUGGING_FACE_POOLFORMER = Layout(
     'Hugging Face PoolFormer',
-    'poolformer.encoder.patch_embeddings.0.projection.weight',
+    'PoolFormer',
+    r'poolformer\.encoder\.patch_embeddings\.0\.projection\.weight',
     (
         (r'poolformer\.encoder\.patch_embeddings\.0\.projection\.(.+)', r'stem.conv.\1'),
         (
@@ -139,7 +166,8 @@ def _convmixer(name: str, blocks: str) -> Layout:
     """ConvMixer where stem and blocks have names; ``blocks`` is that of the blocks."""
     return Layout(
         name,
-        f'{blocks}.0.0.fn.0.weight',
+        'ConvMixer',
+        rf'{blocks}\.0\.0\.fn\.0\.weight',
         (
             (r'stem\.0\.(.+)', r'stem.conv.\1'),
             (r'stem\.2\.(.+)', r'stem.norm.\1'),
@@ -152,6 +180,56 @@ def _convmixer(name: str, blocks: str) -> Layout:
     )
 
 
+VIT_RULES: tuple[tuple[str, Target], ...] = (
+    (r'positions\..+', r'\g<0>'),
+    (r'patch_embed\.proj\.(.+)', r'stem.conv.\1'),
+    (r'blocks\.(\d+)\.(norm[12]\..+|mlp\.fc[12]\..+)', r'\g<0>'),
+    (r'blocks\.(\d+)\.attn\.((?:qkv|proj)\..+)', r'blocks.\1.token_mixer.\2'),
+    (r'blocks\.(\d+)\.attn\.rel_pos_([hw])', r'blocks.\1.token_mixer.rel_pos.\2'),
+    (r'blocks\.(\d+)\.ls([12])\.gamma', r'blocks.\1.layer_scale\2.scale'),
+    # the ResNet of a hybrid, whose stem stands in a module of its own unless it is alone
+    (r'patch_embed\.backbone\.(?:stem\.)?conv\.(.+)', r'stem.root.\1'),
+    (r'patch_embed\.backbone\.(?:stem\.)?norm\.(.+)', r'stem.root_norm.\1'),
+    (r'patch_embed\.backbone\.stages\.(\d)\.blocks\.(.+)', r'stem.stages.\1.\2'),
+    (r'(norm|fc_norm|pre_logits\.fc|head|head_dist)\.(weight|bias)', None),
+    (r'mask_token|decoder_.+', None),  # what MAE's pre-training had besides the encoder
+)
+
+VIT = Layout(
+    'timm, DeiT or MAE ViT',
+    'VisionTransformer',
+    r'blocks\.0\.attn\.qkv\.weight',
+    VIT_RULES,
+    split_positions,
+)
+
+VIT_NPZ = Layout(
+    'google-research ViT',
+    'VisionTransformer',
+    r'.*Transformer/encoderblock(_0)?/LayerNorm_0/scale',
+    VIT_RULES,
+    from_npz,
+)
+
+MM_VIT = Layout(
+    'mmpretrain or mmseg ViT',
+    'VisionTransformer',
+    r'layers\.0\.ln1\.weight',
+    (
+        (r'positions\..+', r'\g<0>'),
+        (r'patch_embed\.projection\.(.+)', r'stem.conv.\1'),
+        (r'layers\.(\d+)\.ln([12])\.(.+)', r'blocks.\1.norm\2.\3'),
+        (r'layers\.(\d+)\.attn\.((?:qkv|proj)\..+)', r'blocks.\1.token_mixer.\2'),
+        (r'layers\.(\d+)\.attn\.attn\.in_proj_(weight|bias)', r'blocks.\1.token_mixer.qkv.\2'),
+        (r'layers\.(\d+)\.attn\.attn\.out_proj\.(.+)', r'blocks.\1.token_mixer.proj.\2'),
+        (r'layers\.(\d+)\.ffn\.layers\.0\.0\.(.+)', r'blocks.\1.mlp.fc1.\2'),
+        (r'layers\.(\d+)\.ffn\.layers\.1\.(.+)', r'blocks.\1.mlp.fc2.\2'),
+        (r'ln1\.(weight|bias)', None),
+        (r'head\..+', None),
+    ),
+    split_positions,
+)
+
 LAYOUTS = (
     MMPATCH,
     POOLFORMER,
@@ -160,4 +238,7 @@ LAYOUTS = (
     CONVMIXER,
     _convmixer('timm ConvMixer', 'blocks'),
     _convmixer('mmpretrain ConvMixer', 'stages'),
+    VIT,
+    VIT_NPZ,
+    MM_VIT,
 )

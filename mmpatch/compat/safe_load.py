@@ -8,6 +8,8 @@ code. Here the types that such files hold are allowed by name, and everything el
 import argparse
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,14 +47,8 @@ def load_from_local(filename: str, map_location: Any) -> Any:
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
-    try:
+    with _explained(filename):
         return torch.load(filename, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError(_refusal(filename, error)) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise RuntimeError(
-            f'checkpoint {filename} is damaged or no checkpoint: {_first_line(error)}'
-        ) from error
 
 
 def load_from_http(
@@ -65,15 +61,14 @@ def load_from_http(
         pickle.UnpicklingError: If it holds anything but tensors and the allowed types.
     """
     try:
-        return load_state_dict_from_url(
-            filename,
-            model_dir=model_dir,
-            map_location=map_location,
-            progress=progress,
-            weights_only=True,
-        )
-    except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError(_refusal(filename, error)) from None
+        with _explained(filename):
+            return load_state_dict_from_url(
+                filename,
+                model_dir=model_dir,
+                map_location=map_location,
+                progress=progress,
+                weights_only=True,
+            )
     except OSError as error:
         raise OSError(
             f'{filename} cannot be downloaded ({error}); fetch it elsewhere and give its path'
@@ -88,6 +83,20 @@ def install() -> str:
         prefixes=('http://', 'https://'), loader=load_from_http, force=True
     )
     return 'mmpatch: checkpoints are read with weights_only=True, and what they may hold is listed'
+
+
+@contextmanager
+def _explained(filename: str) -> Iterator[None]:
+    """Errors of ``torch.load`` that name the file and say whether it is foreign or damaged."""
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        foreign = any(word in str(error) for word in ('GLOBAL', 'Unsupported'))
+        if isinstance(error, pickle.UnpicklingError) and foreign:
+            raise pickle.UnpicklingError(_refusal(filename, error)) from None
+        raise RuntimeError(
+            f'checkpoint {filename} is damaged or no checkpoint: {_first_line(error)}'
+        ) from error
 
 
 def _statistic(owner: Any, name: str) -> Any:

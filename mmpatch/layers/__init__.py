@@ -1,10 +1,12 @@
 """Layers that are no mixers. This is the only folder that imports timm."""
 
-from timm.layers import DropPath
+from timm.layers import DropPath, resample_patch_embed
 
 from mmpatch.layers.mlp import Mlp
 from mmpatch.layers.norm import GroupNorm1, LayerNorm2d, LayerScale, norm_factory
 from mmpatch.layers.patch_embed import PatchEmbed
+from mmpatch.layers.position import PositionEmbed
+from mmpatch.layers.resnet_stem import ResNetStem
 
 __all__ = [
     'DropPath',
@@ -13,5 +15,8 @@ __all__ = [
     'LayerScale',
     'Mlp',
     'PatchEmbed',
+    'PositionEmbed',
+    'ResNetStem',
     'norm_factory',
+    'resample_patch_embed',
 ]

@@ -37,6 +37,13 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.qkv.weight, std=0.02)
+        nn.init.trunc_normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)
+        if qkv_bias:
+            nn.init.zeros_(self.qkv.bias)
+        #: Whether tokens without a place on the map may stand among the others.
+        self.takes_tokens = rel_pos_size is None
         self.rel_pos = None
         if rel_pos_size is not None:
             size = (rel_pos_size, rel_pos_size) if isinstance(rel_pos_size, int) else rel_pos_size

@@ -1,0 +1,48 @@
+"""Checks and broadcasting of the arguments that networks are made from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def per_stage(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each stage from one for all or one for each.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    values = list(value) if isinstance(value, Sequence) else [value] * count
+    if len(values) != count:
+        raise ValueError(f'{name}={value} has {len(values)} entries for {count} stages')
+    return values
+
+
+def per_block(name: str, value: Any, depths: Sequence[int]) -> list[Any]:
+    """One value for each block from one for all, one for each stage or one for each block.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * sum(depths)
+    if len(value) == len(depths):
+        return [spec for spec, depth in zip(value, depths, strict=True) for _ in range(depth)]
+    if len(value) == sum(depths):
+        return list(value)
+    raise ValueError(
+        f'{name} has {len(value)} entries; give one, {len(depths)} (one a stage) '
+        f'or {sum(depths)} (one a block)'
+    )
+
+
+def increasing(name: str, what: str, indices: Sequence[int], count: int) -> tuple[int, ...]:
+    """Indices of 0..count - 1 that increase; ``what`` they index, such as 'stages'.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    given = tuple(indices)
+    if any(not 0 <= i < count for i in given):
+        raise ValueError(f'{name}={given} must name {what} of 0..{count - 1} ({count} {what})')
+    if list(given) != sorted(set(given)):
+        raise ValueError(f'{name}={given} must increase')
+    return given

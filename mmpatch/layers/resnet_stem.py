@@ -1,0 +1,120 @@
+"""The ResNet in front of a hybrid ViT."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.layers import StdConv2dSame, create_pool2d
+from torch import Tensor, nn
+
+from mmpatch.layers.patch_embed import PatchEmbed
+from mmpatch.registry import MODELS
+
+# The published networks standardise weights with 1e-5 on the deviation; on the variance, where
+# this layer has it, that is nothing. 1e-8 is what timm loads the same files with.
+Conv = partial(StdConv2dSame, eps=1e-8)
+WIDTH = 64
+
+
+@MODELS.register_module()
+class ResNetStem(nn.Module):
+    """ResNet of weight-standardised convolutions and group norms, then a patch embedding.
+
+    From hybrid ViTs (https://arxiv.org/abs/2010.11929, Section 3.1; ``models_resnet.py`` of
+    ``google-research/vision_transformer``). All padding is TensorFlow's 'SAME', so that a map of n
+    rows has ``ceil(n / 2)`` after a stride of 2.
+
+    Args:
+        in_channels: Channels of the image.
+        dim: Channels of the output.
+        stride: Of the output with respect to the image; what the ResNet leaves of it is the size of
+            the patches.
+        depths: Bottlenecks of each stage; none for the root convolution alone.
+
+    Attributes:
+        level_channels: Channels of the stages' maps.
+        level_strides: Strides of the stages' maps.
+
+    Raises:
+        ValueError: If the stride is no multiple of the ResNet's.
+    """
+
+    def __init__(
+        self, in_channels: int, dim: int, *, stride: int, depths: Sequence[int] = (3, 4, 9)
+    ) -> None:
+        super().__init__()
+        self.level_channels = tuple(4 * WIDTH * 2**i for i in range(len(depths)))
+        self.level_strides = tuple(4 * 2**i for i in range(len(depths)))
+        channels, reached = (WIDTH, *self.level_channels)[-1], (4, *self.level_strides)[-1]
+        if stride % reached:
+            raise ValueError(
+                f'stride={stride} is no multiple of the stride {reached} of the ResNet'
+            )
+        self.stride = stride
+        self.root = Conv(in_channels, WIDTH, 7, stride=2)
+        self.root_norm = nn.GroupNorm(32, WIDTH)
+        self.act = nn.ReLU()
+        self.pool = create_pool2d('max', 3, stride=2, padding='same')
+        self.stages = nn.ModuleList()
+        width = WIDTH
+        for i, depth in enumerate(depths):
+            out = self.level_channels[i]
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        Bottleneck(out if j else width, out, 1 if j or not i else 2)
+                        for j in range(depth)
+                    )
+                )
+            )
+            width = out
+        patch = stride // reached
+        self.proj = PatchEmbed(channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, dim, about H / stride, W / stride)."""
+        return self.levels(x)[-1]
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Maps of the stages, then the output of :meth:`forward`."""
+        # Rounding grows through standardised weights and group norms: in another memory format the
+        # sums' order alone moves the last stage by 3e-5. So they are summed as they were published.
+        x = x.contiguous()
+        x = self.pool(self.act(self.root_norm(self.root(x))))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return [m.contiguous(memory_format=torch.channels_last) for m in (*maps, self.proj(x))]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, a norm behind each, and a residual.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels of the output, four times those between.
+        stride: Of the 3x3 convolution; with it, or with other channels, the residual is projected.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        between = channels // 4
+        self.conv1 = Conv(in_channels, between, 1)
+        self.norm1 = nn.GroupNorm(32, between)
+        self.conv2 = Conv(between, between, 3, stride=stride)
+        self.norm2 = nn.GroupNorm(32, between)
+        self.conv3 = Conv(between, channels, 1)
+        self.norm3 = nn.GroupNorm(32, channels)
+        self.act = nn.ReLU()
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential()
+            self.downsample.add_module('conv', Conv(in_channels, channels, 1, stride=stride))
+            self.downsample.add_module('norm', nn.GroupNorm(32, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""
+        y = self.act(self.norm1(self.conv1(x)))
+        y = self.act(self.norm2(self.conv2(y)))
+        return self.act(self.norm3(self.conv3(y)) + self.downsample(x))

@@ -1,0 +1,474 @@
+"""Weight files: every published layout loads, every wrong file says what is wrong with it."""
+
+import re
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmpatch import checkpoint
+from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
+
+import golden
+from support import pretrained, run_tool
+
+TINY = {'depths': (1, 1, 2, 1), 'dims': (8, 16, 24, 32), 'layer_scale': 0.5}
+VIT = {'depths': (1, 1, 1, 1), 'dims': 192, 'out_norm': False}
+
+
+def loaded(path, make=PoolFormer, **kwargs):
+    model = make(**({**TINY, **kwargs} if make is PoolFormer else kwargs))
+    model.init_cfg = pretrained(path)
+    model.init_weights()
+    return model
+
+
+def as_the_authors(model):
+    """State dict of a tiny PoolFormer as its authors name it, with random tensors."""
+    names = {'stem.conv': 'patch_embed.proj'}
+    for i in range(4):
+        names[f'stages.{i}.blocks'] = f'network.{2 * i}'
+        names[f'stages.{i}.downsample.conv'] = f'network.{2 * i - 1}.proj'
+    state = {'norm.weight': torch.ones(32), 'head.weight': torch.ones(1000, 32)}
+    for key, tensor in model.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        key = key.replace('layer_scale1.scale', 'layer_scale_1')
+        state[key.replace('layer_scale2.scale', 'layer_scale_2')] = torch.randn_like(tensor)
+    return state
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A writer of files in the authors' layout that fit the tiny network."""
+    state = as_the_authors(PoolFormer(**TINY, out_norm=False))
+
+    def write(change=lambda state: state, name='file.pth'):
+        torch.save(change(dict(state)), tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def vit_file(path, wrap=lambda state: state, **extra):
+    """A ViT of four blocks in timm's layout, random."""
+    model = VisionTransformer('tiny', **VIT, **extra)
+    names = (
+        (r'^stem', 'patch_embed'),
+        (r'^patch_embed\.conv', 'patch_embed.proj'),
+        (r'^stages\.(\d)\.blocks\.0', r'blocks.\1'),
+        (r'token_mixer', 'attn'),
+    )
+    state = {'norm.weight': torch.ones(192), 'head.bias': torch.ones(1000)}
+    for key, tensor in model.state_dict().items():
+        for ours, theirs in names:
+            key = re.sub(ours, theirs, key)
+        if '.fc' in key and tensor.ndim == 4:
+            tensor = tensor[:, :, 0, 0]
+        state[key] = torch.randn_like(tensor)
+    maps = state.pop('positions.pos_embed').flatten(2)
+    token_maps, tokens = state.pop('positions.cls_pos_embed'), state.pop('positions.cls_token')
+    state['pos_embed'] = torch.cat([token_maps.flatten(2), maps], 2).transpose(1, 2)
+    rows = tokens[0, :, 0].T[:, None, None]
+    state |= dict(zip(('cls_token', 'dist_token'), rows, strict=False))
+    torch.save(wrap(state), path)
+    return state
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+@pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model', 'model_ema'])
+def test_wrappers_and_prefixes(published, prefix, wrapper):
+    def change(state):
+        state = {prefix + key: tensor for key, tensor in state.items()}
+        return {wrapper: state, 'epoch': 3} if wrapper else state
+
+    path = published(change)
+    model = loaded(path)
+    stored = torch.load(path)
+    stored = (stored[wrapper] if wrapper else stored)[f'{prefix}network.3.proj.weight']
+    assert torch.equal(model.stages[2].downsample.conv.weight, stored)
+
+
+def test_prefix_of_ones_own(published):
+    path = published(lambda s: {f'encoder.{k}': v for k, v in s.items()} | {'x': torch.ones(1)})
+    model = PoolFormer(**TINY, init_cfg=pretrained(path, prefix='encoder.'))
+    model.init_weights()
+    assert torch.equal(model.stem.conv.bias, torch.load(path)['encoder.patch_embed.proj.bias'])
+
+
+def test_report(published):
+    report = checkpoint.load_pretrained(PoolFormer(**TINY), published())
+    assert (report.layout, len(report.matched)) == ('sail-sg/poolformer', 58)
+    assert report.dropped == ['norm.weight', 'head.weight'] and not report.resampled
+    assert report.new == [f'out_norms.{i}.{p}' for i in range(4) for p in ('weight', 'bias')]
+
+
+def test_safetensors(tmp_path, published):
+    state = torch.load(published())
+    save_file(
+        {key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / 'f.safetensors'
+    )
+    model = loaded(tmp_path / 'f.safetensors')
+    assert torch.equal(model.stem.conv.bias, state['patch_embed.proj.bias'])
+
+
+def test_leaves_out_stages_that_are_not_built(published):
+    assert len(loaded(published(), out_indices=(0, 1)).stages) == 2
+
+
+def test_own_state_dict_comes_back(tmp_path, published):
+    model = loaded(published())
+    torch.save(model.state_dict(), tmp_path / 'own.pth')
+    again = loaded(tmp_path / 'own.pth')
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_output_norms_of_a_dense_model_and_the_norm_of_a_classifier(published):
+    """mmpretrain calls the classifier's norm ``norm6``, as dense models call their last one."""
+
+    def with_norms(*numbers):
+        channels = dict(zip((0, 2, 4, 6), TINY['dims'], strict=True))
+        extra = {
+            f'norm{i}.{p}': torch.full((channels[i],), 3.0)
+            for i in numbers
+            for p in ('weight', 'bias')
+        }
+        return loaded(published(lambda s: s | extra)).out_norms
+
+    assert with_norms(0, 2, 4, 6)['3'].weight[0] == 3 and with_norms(6)['3'].weight[0] == 1
+
+
+def test_layouts_that_differ_in_names_alone(tmp_path):
+    """Hugging Face's PoolFormer and mmpretrain's ConvMixer and ViT, written from our tensors."""
+    hugging_face = (
+        (r'stem\.conv', 'poolformer.encoder.patch_embeddings.0.projection'),
+        (r'stages\.(\d)\.downsample\.conv', r'poolformer.encoder.patch_embeddings.\1.projection'),
+        (r'stages\.(\d)\.blocks\.(\d)', r'poolformer.encoder.block.\1.\2'),
+        (r'norm1', 'before_norm'),
+        (r'norm2', 'after_norm'),
+        (r'mlp\.fc', 'output.conv'),
+        (r'layer_scale(\d)\.scale', r'layer_scale_\1'),
+    )
+    mmpretrain_convmixer = (
+        (r'^stem\.conv', 'backbone.stem.0'),
+        (r'^stem\.norm', 'backbone.stem.2'),
+        (r'^stages\.(\d)\.blocks\.0', r'backbone.stages.\1'),
+        (r'token_mixer\.conv', '0.fn.0'),
+        (r'norm1', '0.fn.2'),
+        (r'(\d)\.mlp', r'\1.1'),
+        (r'norm2', '3'),
+    )
+    mmpretrain_vit = (
+        (r'^stem\.conv', 'backbone.patch_embed.projection'),
+        (r'^stages\.(\d)\.blocks\.0', r'backbone.layers.\1'),
+        (r'token_mixer', 'attn'),
+        (r'norm', 'ln'),
+        (r'mlp\.fc1', 'ffn.layers.0.0'),
+        (r'mlp\.fc2', 'ffn.layers.1'),
+        (r'^positions', 'backbone.positions'),
+    )
+    conv = {'arch': '256/8', 'depths': (1, 1, 1, 1), 'dims': 8, 'out_norm': False}
+    for family, kwargs, table in (
+        (PoolFormer, {**TINY, 'out_norm': False}, hugging_face),
+        (ConvMixer, conv, mmpretrain_convmixer),
+        (VisionTransformer, {'arch': 'tiny', **VIT}, mmpretrain_vit),
+    ):
+        model = family(**kwargs)
+        state = {'head.fc.weight': torch.ones(1)} if family is not PoolFormer else {}
+        for key, tensor in golden.randomised(model).state_dict().items():
+            for ours, theirs in table:
+                key = re.sub(ours, theirs, key)
+            state[key] = tensor
+        torch.save({'state_dict': state}, tmp_path / 'file.pth')
+        again = family(**kwargs, init_cfg=pretrained(tmp_path / 'file.pth'))
+        again.init_weights()
+        for key, tensor in again.state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[key]), key
+
+
+class TestResampling:
+    def load(self, tmp_path, **kwargs):
+        self.state = vit_file(tmp_path / 'vit.pth')
+        self.model = VisionTransformer('tiny', **VIT, **kwargs)
+        return checkpoint.load_pretrained(self.model, tmp_path / 'vit.pth')
+
+    def test_positions(self, tmp_path):
+        report = self.load(tmp_path, pretrain_img_size=(160, 320))
+        assert report.resampled == ['positions.pos_embed (1, 192, 14, 14) -> (1, 192, 10, 20)']
+        assert self.model.positions.pos_embed.shape[2:] == (10, 20)
+
+    def test_patch_kernels(self, tmp_path):
+        """A kernel of another size gives the same tokens for pictures resized alike."""
+        report = self.load(tmp_path, patch_size=32, pretrain_img_size=448)
+        assert report.resampled == ['stem.conv.weight (192, 3, 16, 16) -> (192, 3, 32, 32)']
+        kernel = self.state['patch_embed.proj.weight']
+        image = torch.randn(1, 3, 16, 16)
+        large = torch.nn.functional.interpolate(image, (32, 32), mode='bicubic', antialias=True)
+        small_tokens = torch.nn.functional.conv2d(image, kernel)
+        large_tokens = torch.nn.functional.conv2d(large, self.model.stem.conv.weight)
+        assert (small_tokens - large_tokens).norm() < 1e-3 * small_tokens.norm()
+
+    @pytest.mark.parametrize('patch', [8, 14])
+    def test_convmixer_patches(self, tmp_path, patch):
+        small = {'depths': (1, 1, 1, 1), 'dims': 8, 'out_norm': False}
+        torch.save(ConvMixer('512/12', **small).state_dict(), tmp_path / 'p7.pth')
+        model = ConvMixer('512/12', **small, patch_size=patch)
+        report = checkpoint.load_pretrained(model, tmp_path / 'p7.pth')
+        assert [line.split()[0] for line in report.resampled] == ['stem.conv.weight']
+
+    def test_relative_positions(self, tmp_path):
+        kwargs = {**VIT, 'with_cls_token': False, 'rel_pos': True, 'window_size': 7, 'dims': 192}
+        torch.save(VisionTransformer('tiny', **kwargs).state_dict(), tmp_path / 'own.pth')
+        other = VisionTransformer('tiny', **kwargs, img_size=320)
+        report = checkpoint.load_pretrained(other, tmp_path / 'own.pth')
+        assert len(report.resampled) == 8 and all(
+            '(27, 64) -> (39, 64)' in r for r in report.resampled
+        )
+
+    def test_only_patch_embeddings_are_resampled(self, published):
+        with pytest.raises(ValueError, match='wrong shapes: stem.conv.weight'):
+            loaded(published(), stem={'kernel_size': 8, 'padding': 2})
+
+
+class TestClassTokens:
+    def test_are_dropped_on_request(self, tmp_path):
+        vit_file(tmp_path / 'vit.pth')
+        model = VisionTransformer('tiny', **VIT, with_cls_token=False)
+        report = checkpoint.load_pretrained(model, tmp_path / 'vit.pth')
+        assert {'positions.cls_token', 'positions.cls_pos_embed'} <= set(report.dropped)
+
+    def test_distilled_files_need_a_distilled_model(self, tmp_path):
+        state = vit_file(tmp_path / 'vit.pth', distilled=True)
+        with pytest.raises(ValueError, match=r'cls_token: \(1, 192, 1, 2\) in the file'):
+            checkpoint.load_pretrained(VisionTransformer('tiny', **VIT), tmp_path / 'vit.pth')
+        model = VisionTransformer('tiny', **VIT, distilled=True)
+        checkpoint.load_pretrained(model, tmp_path / 'vit.pth')
+        assert torch.equal(model.positions.cls_token[0, :, 0, 1], state['dist_token'][0, 0])
+
+    def test_a_file_without_fits_no_model_with_one(self, tmp_path):
+        state = vit_file(tmp_path / 'vit.pth')
+        state['pos_embed'] = state['pos_embed'][:, 1:]
+        del state['cls_token']
+        torch.save(state, tmp_path / 'vit.pth')
+        with pytest.raises(ValueError, match='lacks: positions.cls_token'):
+            checkpoint.load_pretrained(VisionTransformer('tiny', **VIT), tmp_path / 'vit.pth')
+
+    def test_mae_pretraining_leaves_its_decoder(self, tmp_path):
+        extra = {'mask_token': torch.ones(1), 'decoder_blocks.0.attn.qkv.weight': torch.ones(2)}
+        vit_file(tmp_path / 'vit.pth', wrap=lambda s: {'model': s | extra})
+        model = VisionTransformer('tiny', **VIT)
+        assert set(extra) <= set(checkpoint.load_pretrained(model, tmp_path / 'vit.pth').dropped)
+
+
+class TestInputChannels:
+    def test_adapt_on_request_only(self, published):
+        path = published()
+        with pytest.raises(ValueError, match='stem.conv.weight.*adapt_input=True'):
+            loaded(path, in_channels=4)
+
+    def test_grey_pictures_give_the_same_maps_through_one_channel(self, published):
+        path = published()
+        init_cfg = pretrained(path, adapt_input=True)
+        model = PoolFormer(**TINY, in_channels=1, init_cfg=init_cfg).eval()
+        model.init_weights()
+        grey = torch.randn(1, 1, 64, 64)
+        colour = loaded(path).eval()(grey.expand(-1, 3, -1, -1))
+        for a, b in zip(colour, model(grey), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+    def test_a_fourth_channel_repeats_the_first(self, published):
+        path = published()
+        model = PoolFormer(**TINY, in_channels=4, init_cfg=pretrained(path, adapt_input=True))
+        model.init_weights()
+        kernel = torch.load(path)['patch_embed.proj.weight']
+        expected = torch.cat([kernel, kernel[:, :1]], 1) * 0.75
+        torch.testing.assert_close(model.stem.conv.weight, expected)
+
+
+class TestWrongFiles:
+    """Each way in which a file can be wrong has its own error, and the model stays as it was."""
+
+    CHANGES: ClassVar = {
+        'empty': (lambda s: {}, 'holds no tensors'),
+        'no state dict': (lambda s: [1, 2], 'holds no tensors'),
+        'of another network': (
+            lambda s: {'conv1.weight': torch.ones(3)},
+            'unknown layout.*conv1.weight',
+        ),
+        'with a strange key': (
+            lambda s: {**s, 'network.9.extra': torch.ones(1)},
+            'no rule explains: network.9.extra',
+        ),
+        'with a tensor too many': (
+            lambda s: {**s, 'network.0.7.norm1.bias': torch.ones(8)},
+            'has no tensor for: network.0.7.norm1.bias',
+        ),
+        'with a tensor too few': (
+            lambda s: {k: v for k, v in s.items() if k != 'network.1.proj.bias'},
+            'file lacks: stages.1.downsample.conv.bias',
+        ),
+        'with a wrong shape': (
+            lambda s: {**s, 'patch_embed.proj.bias': torch.ones(9)},
+            r'wrong shapes: stem.conv.bias: \(9,\) in the file, \(8,\) in the model',
+        ),
+        'with NaN': (
+            lambda s: {**s, 'network.3.proj.bias': torch.full((24,), float('nan'))},
+            'not finite in: stages.2.downsample.conv.bias',
+        ),
+        'half renamed': (
+            lambda s: {k.replace('network.4', 'stages.2.blocks'): v for k, v in s.items()},
+            'no rule explains: stages.2.blocks.0',
+        ),
+    }
+
+    @pytest.mark.parametrize('name', CHANGES)
+    def test_is_named(self, published, name):
+        change, culprit = self.CHANGES[name]
+        path = published(change)
+        model = PoolFormer(**TINY)
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        with pytest.raises(ValueError, match=culprit) as error:
+            checkpoint.load_pretrained(model, path)
+        assert str(path) in str(error.value)
+        assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ('reference', 'make', 'culprit'),
+        [
+            ('poolformer_s12', ConvMixer, 'holds a PoolFormer.*the model is a ConvMixer'),
+            ('convmixer_768_32', Container, 'holds a ConvMixer.*the model is a Container'),
+            ('container_light', VisionTransformer, 'holds a Container.*is a VisionTransformer'),
+            ('poolformer_s12', lambda: PoolFormer('s24'), "PoolFormer, but arch='s12'.*lacks"),
+            ('convmixer_768_32', lambda: ConvMixer('1024/20'), "but arch='768/32'"),
+        ],
+    )
+    def test_other_family_or_size(self, tmp_path, reference, make, culprit):
+        torch.save(golden.published(reference)[1], tmp_path / 'file.pth')
+        with torch.device('meta'):
+            model = make()
+        with pytest.raises(ValueError, match=culprit):
+            checkpoint.load_pretrained(model, tmp_path / 'file.pth')
+
+    @pytest.mark.parametrize('suffix', ['pth', 'npz', 'safetensors'])
+    @pytest.mark.parametrize('how', ['truncated', 'no checkpoint', 'missing'])
+    def test_is_damaged(self, tmp_path, published, suffix, how):
+        path = tmp_path / f'damaged.{suffix}'
+        state = torch.load(published())
+        if suffix == 'npz':
+            np.savez(path, **{k: v.numpy() for k, v in state.items()})
+        elif suffix == 'safetensors':
+            save_file(state, path)
+        else:
+            torch.save(state, path)
+        if how == 'missing':
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:1000] if how == 'truncated' else b'hello' * 99)
+        error, text = (
+            (FileNotFoundError, 'does not exist')
+            if how == 'missing'
+            else (RuntimeError, 'damaged or no')
+        )
+        with pytest.raises(error, match=rf'damaged.{suffix}.*{text}'):
+            checkpoint.load_pretrained(PoolFormer(**TINY), path)
+
+    def test_holds_foreign_code(self, tmp_path):
+        import pickle
+
+        class Foreign:
+            def __reduce__(self):
+                return print, ('run',)
+
+        torch.save({'state_dict': {}, 'hook': Foreign()}, tmp_path / 'file.pth')
+        with pytest.raises(pickle.UnpicklingError, match='file.pth is refused.*print'):
+            checkpoint.load_pretrained(PoolFormer(**TINY), tmp_path / 'file.pth')
+
+    def test_unknown_arguments_are_no_silent_wish(self, published):
+        model = PoolFormer(**TINY, init_cfg=pretrained(published(), strict=False))
+        with pytest.raises(TypeError, match='strict'):
+            model.init_weights()
+
+
+class TestPublished:
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match='poolformer-s99.*poolformer-s12_in1k'):
+            loaded('mmpatch://poolformer-s99')
+
+    def test_file_without_direct_link(self):
+        with pytest.raises(ValueError, match='drive.google.com.*give the path'):
+            loaded('mmpatch://container-light_in1k')
+
+    def test_every_entry_is_of_a_known_arch_and_layout(self):
+        families = {f.__name__: f for f in (PoolFormer, Container, ConvMixer, VisionTransformer)}
+        from mmpatch.checkpoint.layouts import LAYOUTS
+
+        for name, entry in checkpoint.PUBLISHED.items():
+            family, arch = entry.backbone
+            assert arch in families[family].ARCHS, name
+            assert entry.layout in {layout.name for layout in LAYOUTS}, name
+            assert entry.url.startswith('https://') and entry.source, name
+            assert len(entry.normalisation) == 2
+
+    def test_a_file_that_is_not_the_published_one(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+        (tmp_path / 'checkpoints').mkdir()
+        (tmp_path / 'checkpoints/deit_tiny_patch16_224-a1311bcf.pth').write_bytes(b'something')
+        with pytest.raises(RuntimeError, match='SHA-256.*a1311bcf; delete it'):
+            loaded('mmpatch://deit-tiny_in1k', VisionTransformer, arch='tiny')
+
+
+@pytest.mark.process
+class TestConverting:
+    def convert(self, *args, **kwargs):
+        return run_tool('tools/convert_checkpoint.py', *args, **kwargs)
+
+    @pytest.mark.parametrize(
+        ('reference', 'make'),
+        [
+            ('poolformer_s12', lambda: PoolFormer('s12', out_norm=False)),
+            ('convmixer_768_32', lambda: ConvMixer('768/32', out_norm=False)),
+        ],
+    )
+    def test_finds_the_network(self, tmp_path, reference, make):
+        torch.save({'model': golden.published(reference)[1]}, tmp_path / 'src.pth')
+        result = self.convert(tmp_path / 'src.pth', tmp_path / 'dst.pth')
+        assert 'tensors loaded' in result.stdout and 'dropped: ' in result.stdout
+        one, two = make(), make()
+        checkpoint.load_pretrained(one, tmp_path / 'src.pth')
+        checkpoint.load_pretrained(two, tmp_path / 'dst.pth')
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['dst.pth', 'src.pth']
+
+    def test_says_what_it_was_told(self, tmp_path):
+        vit_file(tmp_path / 'src.pth')
+        backbone = ['type=VisionTransformer', 'arch=tiny', 'depths=1,1,1,1']
+        self.convert(tmp_path / 'src.pth', tmp_path / 'dst.pth', '--backbone', *backbone)
+        assert torch.load(tmp_path / 'dst.pth')['meta']['backbone']['arch'] == 'tiny'
+
+    def test_leaves_nothing_behind_when_it_fails(self, tmp_path, published):
+        path = published(lambda s: {**s, 'network.9.extra': torch.ones(1)})
+        (tmp_path / 'dst.pth').write_text('older')
+        result = self.convert(path, tmp_path / 'dst.pth', check=False)
+        assert (
+            result.returncode
+            and 'fits no arch' in result.stderr
+            and 'Traceback' not in result.stderr
+        )
+        assert (tmp_path / 'dst.pth').read_text() == 'older'
+        assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_own_mixes_load_files_of_their_family(published):
+    model = MetaFormer(
+        TINY['depths'],
+        TINY['dims'],
+        'Pooling',
+        stem={'kernel_size': 7, 'padding': 2},
+        downsample={'kernel_size': 3, 'padding': 1},
+        layer_scale=0.1,
+    )
+    assert len(checkpoint.load_pretrained(model, published()).matched) == 58
