@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import Registry
 from torch import nn
 
@@ -20,7 +21,13 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmpatch',
-    locations=['mmpatch.layers', 'mmpatch.mixers', 'mmpatch.backbones'],
+    locations=['mmpatch.layers', 'mmpatch.mixers', 'mmpatch.backbones', 'mmpatch.necks'],
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_CONSTRUCTORS,
+    scope='mmpatch',
+    locations=['mmpatch.engine'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmpatch', locations=['mmpatch.engine'])
 

@@ -1,0 +1,69 @@
+"""Learning rates that fall from the last layer to the first."""
+
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from mmpatch.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Layer-wise learning rates for every backbone here (BEiT, https://arxiv.org/abs/2106.08254).
+
+    A parameter of depth d, of D depths, learns at ``lr * decay_rate ** (D - 1 - d)``; the backbone
+    tells the depths (``get_layer_depth``), and everything outside it learns at ``lr``. For ViT
+    these are the rates of ViTDet (``get_vit_lr_decay_rate`` in ``vit.py`` of detectron2).
+
+    Args:
+        optim_wrapper_cfg: As of MMEngine's default constructor.
+        paramwise_cfg: ``decay_rate``, and whatever MMEngine's takes: ``norm_decay_mult=0`` for no
+            weight decay of norms, ``bias_decay_mult=0`` of biases, ``flat_decay_mult=0`` of all
+            vectors (norms, biases, layer scale), ``custom_keys={'pos_embed': dict(decay_mult=0)}``
+            of positions. Rates of ``custom_keys`` are multiplied with those of the layers. A
+            parameter that two modules share is taken once.
+
+    Raises:
+        ValueError: If ``decay_rate`` is missing or not in (0, 1], or no part of the model tells
+            depths.
+    """
+
+    def __init__(
+        self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None
+    ) -> None:
+        paramwise_cfg = {'bypass_duplicate': True, **(paramwise_cfg or {})}
+        self.decay_rate = paramwise_cfg.pop('decay_rate', None)
+        if self.decay_rate is None or not 0 < self.decay_rate <= 1:
+            raise ValueError(
+                f'paramwise_cfg.decay_rate={self.decay_rate}: give a number in (0, 1], such as 0.7'
+            )
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
+    def add_params(
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', **kwargs: Any
+    ) -> None:
+        """Add the groups of a module, as MMEngine does; for the whole model, scale their rates."""
+        super().add_params(params, module, prefix, **kwargs)
+        if prefix:  # called again for each child
+            return
+        backbones = {
+            f'{name}.' if name else '': part
+            for name, part in module.named_modules()
+            if hasattr(part, 'get_layer_depth')
+        }
+        if not backbones:
+            raise ValueError(
+                f'{type(module).__name__} has no backbone of mmpatch, which alone tells depths'
+            )
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        for group in params:
+            name = names[id(group['params'][0])]
+            for start, backbone in backbones.items():
+                if name.startswith(start):
+                    depth, count = backbone.get_layer_depth(name, start)
+                    scale = self.decay_rate ** (count - 1 - depth)
+                    group['lr'] = group.get('lr', self.base_lr) * scale
+                    print_log(f'{name}: lr * {scale:.4g}', logger='current', level=10)
+                    break

@@ -1,0 +1,144 @@
+"""A feature pyramid from one map, or from several of one stride."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmpatch.layers import norm_factory
+from mmpatch.registry import MODELS, Factory
+
+
+@MODELS.register_module()
+class SimpleFeaturePyramid(BaseModule):
+    """ViTDet's pyramid without top-down path (https://arxiv.org/abs/2203.16527, Section 3).
+
+    Each level is its input, scaled by transposed convolutions or max-pooling, then a 1x1 and a 3x3
+    convolution with norms and without activation (``SimpleFeaturePyramid`` in ``vit.py`` of
+    detectron2). Its inputs are one map for all levels, or one for each level, such as the outputs
+    of an isotropic network after each quarter of its blocks.
+
+    Args:
+        in_channels: Channels of each input, or one number; None asks ``backbone``.
+        out_channels: Channels of every level.
+        scale_factors: Size of each level with respect to its input: powers of two, falling.
+        num_outs: Levels; those behind the last scale take every second row and column of the level
+            before them. By default as many as scales.
+        norm_cfg: Norm behind every convolution: see :func:`mmpatch.layers.norm_factory`.
+        in_stride: Stride of the inputs, for ``out_strides``; None asks ``backbone``.
+        backbone: Config of a backbone, or a backbone, whose ``out_channels`` and ``out_strides``
+            are asked; a config is built without memory.
+        init_cfg: As in MMEngine.
+
+    Attributes:
+        out_strides: Strides of the levels; None if the stride of the inputs is not known.
+
+    Raises:
+        ValueError: If a scale is no power of two, scales do not fall, or channels are not known or
+            differ from the backbone's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | Sequence[int] | None = None,
+        out_channels: int = 256,
+        scale_factors: Sequence[float] = (4, 2, 1, 0.5),
+        num_outs: int | None = None,
+        norm_cfg: Any = 'LN2d',
+        in_stride: float | None = None,
+        backbone: Any = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        scales = tuple(scale_factors)
+        for scale in scales:
+            if scale <= 0 or not math.log2(scale).is_integer():
+                raise ValueError(f'scale_factors={scales}: {scale} is no power of two')
+        if list(scales) != sorted(set(scales), reverse=True):
+            raise ValueError(f'scale_factors={scales} must fall, from the finest level on')
+        channels, strides = _asked(backbone, in_channels, in_stride)
+        if len(channels) not in (1, len(scales)):
+            raise ValueError(
+                f'{len(channels)} inputs for {len(scales)} scale_factors: give one input for all '
+                'levels (out_indices of the last stage alone) or one for each'
+            )
+        if num_outs is not None and num_outs < len(scales):
+            raise ValueError(f'num_outs={num_outs} is less than {len(scales)} scale_factors')
+        self.in_channels = channels
+        self.num_outs = num_outs or len(scales)
+        norm = norm_factory(norm_cfg)
+        inputs = channels * len(scales) if len(channels) == 1 else channels
+        self.levels = nn.ModuleList(
+            _level(c, out_channels, int(math.log2(scale)), norm)
+            for c, scale in zip(inputs, scales, strict=True)
+        )
+        self.out_channels = (out_channels,) * self.num_outs
+        self.out_strides: tuple[float, ...] | None = None
+        if strides is not None:
+            per_level = strides * len(scales) if len(strides) == 1 else strides
+            reached = [stride / s for stride, s in zip(per_level, scales, strict=True)]
+            extra = [reached[-1] * 2**i for i in range(1, self.num_outs - len(scales) + 1)]
+            self.out_strides = tuple(int(s) if s == int(s) else s for s in (*reached, *extra))
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """One map, or one a scale s, (B, C, H, W) -> levels (B, out_channels, H * s, W * s)."""
+        if len(inputs) != len(self.in_channels):
+            raise ValueError(
+                f'SimpleFeaturePyramid was made for {len(self.in_channels)} inputs, '
+                f'got {len(inputs)}'
+            )
+        maps = list(inputs) * len(self.levels) if len(inputs) == 1 else inputs
+        outs = [level(x) for level, x in zip(self.levels, maps, strict=True)]
+        while len(outs) < self.num_outs:
+            outs.append(F.max_pool2d(outs[-1], 1, stride=2))
+        return tuple(outs)
+
+
+def _level(channels: int, out_channels: int, octaves: int, norm: Factory) -> nn.Sequential:
+    """Scaling by ``2 ** octaves``, then the two convolutions."""
+    level = nn.Sequential()
+    for i in range(octaves):
+        if i:
+            level.append(norm(channels))
+            level.append(nn.GELU())
+        level.append(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
+        channels //= 2
+    for _ in range(-octaves):
+        level.append(PadMaxPool())
+    for conv in (
+        nn.Conv2d(channels, out_channels, 1, bias=False),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+    ):
+        level.append(conv)
+        level.append(norm(out_channels))
+    return level
+
+
+class PadMaxPool(nn.MaxPool2d):
+    """Maximum of 2x2 tokens; an odd row or column at the end counts too, as with even sizes."""
+
+    def __init__(self) -> None:
+        super().__init__(2, stride=2, ceil_mode=True)
+
+
+def _asked(
+    backbone: Any, in_channels: int | Sequence[int] | None, in_stride: float | None
+) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+    """Channels and strides of the inputs, as given or as the backbone says."""
+    given = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels or ())
+    strides = None if in_stride is None else (in_stride,)
+    if backbone is None:
+        if not given:
+            raise ValueError('SimpleFeaturePyramid needs in_channels, or a backbone to ask')
+        return given, strides
+    if isinstance(backbone, dict):
+        with torch.device('meta'):
+            backbone = MODELS.build({**backbone, 'init_cfg': None})
+    asked = tuple(backbone.out_channels)
+    if given and given != asked:
+        raise ValueError(f'in_channels={given}, but the backbone gives {asked}')
+    return asked, strides or tuple(backbone.out_strides)
