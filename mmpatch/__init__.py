@@ -14,8 +14,12 @@ install()
 
 
 def list_configs() -> list[str]:
-    """Names of the configs of this package, as :func:`config_path` and ``mmpatch::`` take them."""
-    return sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob('*.py'))
+    """Names of the configs of this package, as :func:`config_path` and ``mmpatch::`` take them.
+
+    Those in ``_base_``, which are whole only with a backbone, are not listed.
+    """
+    names = (path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob('*.py'))
+    return sorted(name for name in names if not name.startswith('_base_/'))
 
 
 def config_path(name: str) -> str:

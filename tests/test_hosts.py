@@ -1,19 +1,47 @@
 """In mmdet and mmseg: types resolve by themselves, configs build, train and predict."""
 
+from copy import deepcopy
+from math import ceil
+
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import mmpatch
+import mmpatch.checkpoint
+from mmpatch.engine import check_model
 
 from support import ROOT
 
 pytestmark = pytest.mark.hosts
-POOLFORMER = {
+CONFIGS = [name for name in mmpatch.list_configs() if not name.startswith('demo/')]
+#: Parameters of whole models in millions: computed with the authors' code and the hosts' heads.
+PARAMETERS = {
     'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py': 21.65,
+    'poolformer/retinanet_poolformer-s24_fpn_1x_coco.py': 31.13,
+    'poolformer/retinanet_poolformer-s36_fpn_1x_coco.py': 40.60,
+    'poolformer/mask-rcnn_poolformer-s12_fpn_1x_coco.py': 31.57,
+    'poolformer/mask-rcnn_poolformer-s24_fpn_1x_coco.py': 41.04,
+    'poolformer/mask-rcnn_poolformer-s36_fpn_1x_coco.py': 50.52,
+    'poolformer/detr_poolformer-s12_8xb2-50e_coco.py': 29.08,
     'poolformer/fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py': 15.67,
+    'poolformer/fpn_poolformer-s24_8xb4-40k_ade20k-512x512.py': 25.14,
+    'poolformer/fpn_poolformer-s36_8xb4-40k_ade20k-512x512.py': 34.62,
+    'poolformer/fpn_poolformer-m36_8xb4-40k_ade20k-512x512.py': 59.78,
+    'poolformer/fpn_poolformer-m48_8xb4-40k_ade20k-512x512.py': 77.08,
+    'container/retinanet_container-light_fpn_1x_coco.py': 30.37,
+    'container/mask-rcnn_container-light_fpn_1x_coco.py': 40.29,
+    'container/detr_container-light_8xb2-50e_coco.py': 37.79,
+    'container/fpn_container-light_8xb4-40k_ade20k-512x512.py': 24.39,
 }
+
+
+def load(name):
+    return Config.fromfile(mmpatch.config_path(name))
 
 
 def build(cfg):
@@ -27,12 +55,38 @@ def build(cfg):
     return MODELS.build(cfg.model)
 
 
-@pytest.mark.parametrize('name', POOLFORMER)
+@pytest.mark.parametrize('name', PARAMETERS)
 def test_parameters_of_whole_models(name):
     with torch.device('meta'):
-        model = build(Config.fromfile(mmpatch.config_path(name)))
+        model = build(load(name))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    assert millions == pytest.approx(POOLFORMER[name], abs=0.01)
+    assert millions == pytest.approx(PARAMETERS[name], abs=0.015)
+
+
+def test_parameters_of_vitdet():
+    """As detectron2's configuration has it, added up from its layers."""
+    with torch.device('meta'):
+        model = build(load('vit/mask-rcnn_vit-b-mae_sfp_16xb4-lsj-100e_coco.py'))
+
+    def count(part):
+        return sum(p.numel() for p in part.parameters())
+
+    dim, grid = 768, 14 * 14
+    block = 12 * dim * dim + 13 * dim  # qkv, proj, two MLP layers and two norms, with biases
+    relative = 64 * 2 * (8 * 27 + 4 * 127)  # eight windows of 14, four maps of 64
+    # d2 also stores the class token's position, which it never uses; 768 more than here
+    assert count(model.backbone) == 12 * block + relative + dim * (3 * 256 + 1) + dim * grid
+
+    def level(channels):
+        return channels * 256 + 256 * 256 * 9 + 2 * 512
+
+    four = dim * dim // 2 * 4 + dim // 2 + dim + (dim // 2) * (dim // 4) * 4 + dim // 4
+    two = dim * dim // 2 * 4 + dim // 2
+    assert count(model.neck) == four + two + level(192) + level(384) + 2 * level(768)
+    assert len(model.rpn_head.rpn_conv) == 2
+    head = model.roi_head.bbox_head
+    assert len(head.shared_convs) == 4 and len(head.shared_fcs) == 1
+    assert count(model) / 1e6 == pytest.approx(110.7, abs=1.0)
 
 
 @pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
@@ -53,13 +107,103 @@ def test_unknown_arch_is_named_through_the_host():
         MODELS.build({'type': 'mmpatch.PoolFormer', 'arch': 's13'})
 
 
-def test_every_config_is_listed_and_parses():
-    names = mmpatch.list_configs()
-    assert set(POOLFORMER) < set(names)
-    for name in names:
-        cfg = Config.fromfile(mmpatch.config_path(name))
-        assert cfg.default_scope in ('mmdet', 'mmseg'), name
-        assert cfg.auto_scale_lr.base_batch_size > 0, name
+def test_every_family_has_every_task():
+    assert len(CONFIGS) >= 28
+    for family in ('poolformer', 'container', 'convmixer', 'vit'):
+        for task in ('retinanet_', 'mask-rcnn_', 'detr_', 'fpn_'):
+            assert [n for n in CONFIGS if n.startswith(f'{family}/{task}')], (family, task)
+
+
+@pytest.mark.parametrize('name', mmpatch.list_configs())
+def test_config_parses_and_its_parts_fit(name):
+    cfg = load(name)
+    assert cfg.default_scope in ('mmdet', 'mmseg')
+    assert cfg.auto_scale_lr.base_batch_size > 0
+    check_model(cfg.model)
+    mean = list(cfg.model.data_preprocessor.mean)
+    init = cfg.model.backbone.get('init_cfg')
+    if init:
+        entry = mmpatch.checkpoint.PUBLISHED[init.checkpoint.removeprefix('mmpatch://')]
+        assert mean == pytest.approx(entry.normalisation[0])
+        assert list(cfg.model.data_preprocessor.std) == pytest.approx(entry.normalisation[1])
+        family, arch = entry.backbone
+        assert (cfg.model.backbone.type, cfg.model.backbone.arch) == (f'mmpatch.{family}', arch)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_levels_have_the_strides_that_heads_assume(name):
+    """Measured on maps: the real strides against anchors and RoI extractors."""
+    cfg = tiny(load(name))
+    model = build(cfg)
+    side = 448  # a multiple of 28 and of 64
+    with torch.no_grad():
+        levels = model.eval().extract_feat(torch.zeros(1, 3, side, side))
+    if hasattr(model, 'bbox_head') and hasattr(model.bbox_head, 'prior_generator'):
+        wanted = [s[0] for s in model.bbox_head.prior_generator.strides]
+    elif hasattr(model, 'rpn_head'):
+        wanted = [s[0] for s in model.rpn_head.prior_generator.strides]
+        roi = model.roi_head.bbox_roi_extractor.featmap_strides
+        assert list(roi) == wanted[: len(roi)]
+    elif hasattr(model, 'decode_head'):
+        first = side / levels[0].shape[3]  # only ratios count
+        wanted = [first * s / cfg.model.decode_head.feature_strides[0] for s in (4, 8, 16, 32)]
+        lengths = [len(head) for head in model.decode_head.scale_heads]
+        assert lengths == [1, 2, 4, 6]  # a convolution, then one and an upsampling an octave
+    else:
+        wanted = [32]
+    assert [level.shape[3] for level in levels] == [ceil(side / stride) for stride in wanted]
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'culprit'),
+    [
+        (
+            'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py',
+            {'model.backbone.arch': 'm36'},
+            r'neck.in_channels=\[128, 320, 512\], but the backbone gives \[192, 384, 768\]',
+        ),
+        (
+            'poolformer/mask-rcnn_poolformer-s12_fpn_1x_coco.py',
+            {'model.backbone.out_indices': (3, 2, 1, 0)},
+            r'out_indices=\(3, 2, 1, 0\) must increase',
+        ),
+        (
+            'convmixer/retinanet_convmixer-768-32_sfp-native_1x_coco.py',
+            {'model.data_preprocessor.pad_size_divisor': 32},
+            'pad_size_divisor=32 is no multiple of the stride 7.*use 35',
+        ),
+        (
+            'convmixer/retinanet_convmixer-768-32-p8_sfp_1x_coco.py',
+            {'model.neck.scale_factors': (1, 0.3)},
+            '0.3 is no power of two',
+        ),
+        (
+            'convmixer/retinanet_convmixer-768-32-p8_sfp_1x_coco.py',
+            {'model.backbone.patch_size': 16},
+            r'anchor_generator.strides=\[8, 16, 32, 64, 128\].*\[16, 32, 64, 128, 256\]',
+        ),
+        (
+            'vit/mask-rcnn_vit-b-mae_sfp_16xb4-lsj-100e_coco.py',
+            {'model.neck.scale_factors': (2, 1, 0.5, 0.25)},
+            r'strides=\[4, 8, 16, 32, 64\]',
+        ),
+        (
+            'vit/fpn_deit-s_8xb2-80k_ade20k-512x512.py',
+            {'model.neck.scale_factors': (4, 2, 1, 0.25)},
+            r'feature_strides=\[4, 8, 16, 32\] do not grow',
+        ),
+        (
+            'convmixer/fpn_convmixer-768-32-p8_8xb4-40k_ade20k-512x512.py',
+            {'model.decode_head.in_channels': [128] * 4},
+            r'decode_head.in_channels=.*levels have \[256, 256, 256, 256\]',
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_named_before_building(name, change, culprit):
+    cfg = load(name)
+    cfg.merge_from_dict(change)
+    with pytest.raises(ValueError, match=culprit):
+        check_model(cfg.model)
 
 
 def test_unknown_config_is_named():
@@ -82,14 +226,27 @@ def test_configs_are_inherited_from_anywhere(tmp_path, base):
     assert [len(stage.blocks) for stage in model.backbone.stages] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize('name', [n for n in mmpatch.list_configs() if n.startswith('demo/')])
-def test_no_parameter_is_left_without_gradient(name, torch_seed):
-    """So that distributed training needs no search for unused parameters."""
-    model = build(Config.fromfile(mmpatch.config_path(name))).train()
-    if 'retinanet' in name:
+def tiny(cfg):
+    """The same model with one block a stage, since blocks differ in nothing but their weights."""
+    cfg.model.backbone.depths = (1, 1, 1, 1)
+    for augment in cfg.model.data_preprocessor.get('batch_augments') or ():
+        augment.size = (128, 160)
+    if 'size' in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.size = (140, 140)
+    return cfg
+
+
+@pytest.mark.parametrize('name', mmpatch.list_configs())
+def test_learns_and_predicts_on_odd_sizes(name, torch_seed):
+    """Every parameter gets a gradient, so that distributed training needs no search for others."""
+    cfg = tiny(load(name))
+    model = build(cfg).train()
+    if cfg.default_scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
 
-        data = demo_mm_inputs(2, [(3, 97, 130), (3, 64, 90)], num_items=[3, 0], num_classes=80)
+        masks = 'roi_head' in cfg.model
+        shapes = [(3, 97, 130), (3, 64, 90)]
+        data = demo_mm_inputs(2, shapes, num_items=[3, 1], num_classes=80, with_mask=masks)
     else:
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
@@ -99,13 +256,37 @@ def test_no_parameter_is_left_without_gradient(name, torch_seed):
             sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 97, 130)))
             sample.set_metainfo({'img_shape': (97, 130), 'ori_shape': (97, 130)})
         data = {'inputs': [torch.randint(0, 256, (3, 97, 130))] * 2, 'data_samples': samples}
-    data = model.data_preprocessor(data, True)
-    losses, _ = model.parse_losses(model(**data, mode='loss'))
+    padded = model.data_preprocessor(deepcopy(data), True)
+    losses, _ = model.parse_losses(model(**padded, mode='loss'))
     losses.backward()
     assert torch.isfinite(losses)
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     with torch.no_grad():
-        assert len(model.eval()(**data, mode='predict')) == 2
+        data = model.eval().data_preprocessor(data, False)
+        assert len(model(**data, mode='predict')) == 2
+
+
+@pytest.mark.parametrize('family', ['poolformer', 'container', 'convmixer', 'vit'])
+def test_metafiles_and_readmes_tell_the_truth(family):
+    """Every config is in both; parameters and multiply-adds are recomputed."""
+    meta = yaml.safe_load((ROOT / f'configs/{family}/metafile.yml').read_text())
+    readme = (ROOT / f'configs/{family}/README.md').read_text()
+    models = {m['Config'].removeprefix('configs/'): m for m in meta['Models']}
+    assert set(models) == {n for n in CONFIGS if n.startswith(f'{family}/')}
+    assert f'configs/{family}/metafile.yml' in (ROOT / 'model-index.yml').read_text()
+    for name, entry in models.items():
+        cfg = load(name)
+        with torch.device('meta'):
+            model = build(cfg).eval()
+            size = (512, 512) if cfg.default_scope == 'mmseg' else (800, 1344)
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                model.extract_feat(torch.empty(1, 3, *size))
+        parameters = f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M'
+        macs = f'{counter.get_total_flops() / 2e9:.1f} G'
+        told = entry['Metadata']
+        assert (told['Parameters'], told['Backbone and neck MACs']) == (parameters, macs), name
+        row = next(line for line in readme.splitlines() if f'({name.split("/")[1]})' in line)
+        assert parameters in row and macs in row, name
 
 
 def test_mim_folder_links_to_the_project():

@@ -1,22 +1,13 @@
 """Semantic FPN, PoolFormer-S12, 40k iterations, ADE20K: 37.2 mIoU in the paper (Table 4).
 
-Recipe of sail-sg/poolformer, ``segmentation/configs/sem_fpn/PoolFormer``: AdamW 2e-4, weight decay
-1e-4, polynomial decay of power 0.9 to 0, batch 32; test images are stretched to multiples of 32.
-15.67 M parameters.
+Recipe of sail-sg/poolformer, ``segmentation/configs/sem_fpn/PoolFormer``. 15.67 M parameters.
 
     python tools/train.py configs/poolformer/fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py
 """
 
-_base_ = [
-    'mmseg::_base_/models/fpn_r50.py',
-    'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/schedules/schedule_40k.py',
-    'mmseg::_base_/default_runtime.py',
-]
+_base_ = '../_base_/semantic-fpn_40k_ade20k.py'
 
 model = dict(
-    pretrained=None,
-    data_preprocessor=dict(size=(512, 512)),
     backbone=dict(
         _delete_=True,
         type='mmpatch.PoolFormer',
@@ -24,23 +15,4 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint='mmpatch://poolformer-s12_in1k'),
     ),
     neck=dict(in_channels=[64, 128, 320, 512]),
-    decode_head=dict(num_classes=150),
 )
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4),
-)
-param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=40000, by_epoch=False),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='ResizeToMultiple', size_divisor=32),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
-]
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -6,12 +6,7 @@ Recipe of sail-sg/poolformer, ``detection/configs/retinanet_poolformer_s12_fpn_1
     python tools/train.py configs/poolformer/retinanet_poolformer-s12_fpn_1x_coco.py
 """
 
-_base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py',
-]
+_base_ = '../_base_/retinanet_1x_coco.py'
 
 model = dict(
     backbone=dict(
@@ -23,8 +18,3 @@ model = dict(
     ),
     neck=dict(in_channels=[128, 320, 512], start_level=0),
 )
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4),
-)
-# Workers start anew each epoch, so that a resumed run equals one that was never interrupted.
-train_dataloader = dict(persistent_workers=False)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones.arguments import increasing, per_block, per_stage
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
-from mmpatch.checkpoint import load_pretrained
+from mmpatch.checkpoint import load_pretrained, rename_in_place
 from mmpatch.layers import PatchEmbed, PositionEmbed, norm_factory
 from mmpatch.registry import MODELS, factory
 
@@ -230,6 +230,11 @@ class MetaFormer(BaseModule):
                 self._is_init = True
         else:
             super().init_weights()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Take tensors as published code names them, too: whole detectors hold such backbones."""
+        rename_in_place(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'MetaFormer':
         """Set the mode, but keep frozen parts, and batch norms with ``norm_eval``, in eval mode."""

@@ -1,6 +1,6 @@
 """Published weights: where they lie, how their keys are named, and loading them strictly."""
 
-from mmpatch.checkpoint.load import Report, load_pretrained
+from mmpatch.checkpoint.load import Report, load_pretrained, rename_in_place
 from mmpatch.checkpoint.published import PUBLISHED, Published
 
-__all__ = ['PUBLISHED', 'Published', 'Report', 'load_pretrained']
+__all__ = ['PUBLISHED', 'Published', 'Report', 'load_pretrained', 'rename_in_place']

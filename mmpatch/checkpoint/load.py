@@ -102,6 +102,31 @@ def load_pretrained(
     return report
 
 
+def rename_in_place(model: Any, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Give a backbone's part of a state dict mmpatch's names, if it has a published layout's.
+
+    So detectors and segmentors that other code trained load as they are; keys that no rule explains
+    stay, and whoever loads reports them.
+    """
+    part = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    layout = next((layout for layout in LAYOUTS if layout.recognises(part)), None)
+    if layout is None or layout is LAYOUTS[0]:
+        return
+    wanted = model.state_dict()
+    for key in part:
+        del state_dict[prefix + key]
+    for key, tensor in (layout.prepare(part) if layout.prepare else part).items():
+        try:
+            name = _placed(layout.rename(key), model, wanted)
+        except KeyError:
+            name = key
+        if name is None or _left_out(model, name):
+            continue
+        if name in wanted and tensor.numel() == wanted[name].numel():
+            tensor = tensor.reshape(wanted[name].shape)
+        state_dict[prefix + name] = tensor
+
+
 def match(
     tensors: dict[str, Tensor],
     layout: Layout,

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 
 from mmpatch import compat
 from mmpatch.engine.data import check_paths, reroot, watch_coco
+from mmpatch.engine.model import check_model
 
 HOSTS = ('mmdet', 'mmseg')
 
@@ -46,7 +47,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         splits: Of 'train', 'val' and 'test', whose data must be there.
 
     Raises:
-        SystemExit: With one line, if data is missing.
+        SystemExit: With one line, if data is missing or parts of the model do not fit each other.
         ValueError: If ``default_scope`` names no host.
         ImportError: If the host is not installed.
     """
@@ -74,6 +75,10 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         raise ImportError(f'{host}: {error}; pip install mmpatch[{extra}]') from error
     if host == 'mmdet':
         watch_coco()
+    try:
+        check_model(cfg.model)
+    except ValueError as error:
+        sys.exit(f'error: {args.config}: {error}')
     hooks = [{'type': 'mmpatch.DataCheckHook'}, {'type': 'mmpatch.StepSeedHook'}]
     cfg.custom_hooks = [*hooks, *(cfg.get('custom_hooks') or [])]
     return cfg

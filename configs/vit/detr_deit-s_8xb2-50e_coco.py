@@ -1,0 +1,28 @@
+"""DETR, DeiT-S, 50 epochs, COCO: no published number; the recipe is PVT's for DETR.
+
+One level of stride 32, since one of 16 would have four times the tokens of DETR's.
+
+    python tools/train.py configs/vit/detr_deit-s_8xb2-50e_coco.py
+"""
+
+_base_ = '../_base_/detr_50e_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmpatch.VisionTransformer',
+        arch='small',
+        out_indices=(3,),
+        out_norm=False,
+        with_cls_token=False,
+        window_size=14,
+        init_cfg=dict(type='Pretrained', checkpoint='mmpatch://deit-small_in1k'),
+    ),
+    neck=dict(
+        _delete_=True,
+        type='mmpatch.SimpleFeaturePyramid',
+        in_channels=384,
+        out_channels=256,
+        scale_factors=(0.5,),
+    ),
+)
