@@ -118,6 +118,61 @@ def test_detector_predicts(toy, whole, tmp_path):
     assert metrics[key] == last_metric(whole, key)[key]
 
 
+def as_the_authors_trained(model):
+    """State dict as the authors' training script wrote it with mmdet 2: their backbone's names."""
+    names = [(r'^backbone\.stem\.conv', 'backbone.patch_embed.proj')]
+    for i in range(4):
+        names += [
+            (rf'^backbone\.stages\.{i}\.blocks', f'backbone.network.{2 * i}'),
+            (rf'^backbone\.stages\.{i}\.downsample\.conv', f'backbone.network.{2 * i - 1}.proj'),
+            (rf'^backbone\.out_norms\.{i}', f'backbone.norm{2 * i}'),
+        ]
+    names.append((r'layer_scale(\d)\.scale', r'layer_scale_\1'))
+    state = {}
+    for key, tensor in model.state_dict().items():
+        for ours, theirs in names:
+            key = re.sub(ours, theirs, key)
+        state[key] = tensor
+    return state
+
+
+@pytest.mark.parametrize(
+    'name', ['retinanet_poolformer-s12_fpn_1x_coco', 'mask-rcnn_poolformer-s12_fpn_1x_coco']
+)
+def test_detectors_of_mmdet_2_are_evaluated(toy, tmp_path, name):
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    register_all_modules()
+    config = ROOT / f'configs/poolformer/{name}.py'
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    theirs = as_the_authors_trained(model)
+    assert 'backbone.network.0.0.norm1.weight' in theirs and 'neck.fpn_convs.0.conv.bias' in theirs
+    meta = {'mmdet_version': '2.19.0', 'epoch': 12}
+    torch.save({'meta': meta, 'state_dict': theirs}, tmp_path / 'old.pth')
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'new.pth')
+    small = ['test_dataloader.dataset.pipeline.1.scale=(96,80)', f'data_root={toy}/coco']
+    found = {}
+    for file in ('old', 'new'):
+        out = tmp_path / f'{file}.pkl'
+        command = ['tools/test.py', config, tmp_path / f'{file}.pth', '--out', out]
+        options = ['--work-dir', tmp_path / file, '--cfg-options', *TINY[3:4], *TINY[5:6], *small]
+        text = run_tool(*command, *options)
+        assert 'unexpected key' not in text.stdout + text.stderr
+        assert 'missing keys' not in text.stdout + text.stderr
+        with out.open('rb') as stream:
+            found[file] = pickle.load(stream)
+    for old, new in zip(found['old'], found['new'], strict=True):
+        for key in ('scores', 'labels', 'bboxes'):
+            assert torch.equal(old['pred_instances'][key], new['pred_instances'][key])
+    assert sum(len(image['pred_instances']['scores']) for image in found['old'])
+
+
 @pytest.mark.parametrize(
     ('config', 'missing', 'source'),
     [
@@ -133,6 +188,13 @@ def test_missing_data_is_named_before_anything_is_built(tmp_path, config, missin
     assert source in error and 'make_toy_data.py' in error
     assert 'Traceback' not in result.stderr
     assert not list(tmp_path.iterdir())  # no runner was made
+
+
+def test_parts_that_do_not_fit_are_named_before_anything_is_built(toy, tmp_path):
+    wrong = 'model.neck.in_channels=[64,128,320]'
+    code, text = failure(toy, tmp_path, DETECTOR, 'coco', wrong)
+    assert code and 'Traceback' not in text
+    assert 'model.neck.in_channels=[64, 128, 320], but the backbone gives' in text.splitlines()[-1]
 
 
 @pytest.fixture
