@@ -24,7 +24,7 @@ lint: .venv/ready
 	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), \
 	    'mmpatch is tested on Python 3.10 to 3.12, not ' + sys.version + '; set PYTHON=...'"
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools<81" wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=68,<81" wheel
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    --no-build-isolation -e ".[det,seg,export,dev]"
 	# The hosts ask for the OpenCV with windows, which needs libraries of a desktop.
