@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from mmpatch import checkpoint
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
+from mmpatch.compat.safe_load import cached_name
 
 import golden
 from support import pretrained, run_tool
@@ -96,6 +97,20 @@ def test_prefix_of_ones_own(published):
     model = PoolFormer(**TINY, init_cfg=pretrained(path, prefix='encoder.'))
     model.init_weights()
     assert torch.equal(model.stem.conv.bias, torch.load(path)['encoder.patch_embed.proj.bias'])
+
+
+def test_a_prefix_that_no_key_has_is_named(published):
+    model = PoolFormer(**TINY, init_cfg=pretrained(published(), prefix='encoder.'))
+    with pytest.raises(ValueError, match="no key that starts with 'encoder.', but such as norm"):
+        model.init_weights()
+
+
+def test_a_prefix_goes_before_the_usual_one(published):
+    other = {f'backbone.{k}': v + 1 for k, v in torch.load(published()).items()}
+    path = published(lambda s: {f'image.{k}': v for k, v in s.items()} | other)
+    model = PoolFormer(**TINY, init_cfg=pretrained(path, prefix='image.'))
+    model.init_weights()
+    assert torch.equal(model.stem.conv.bias, torch.load(path)['image.patch_embed.proj.bias'])
 
 
 def test_report(published):
@@ -231,6 +246,43 @@ class TestResampling:
     def test_only_patch_embeddings_are_resampled(self, published):
         with pytest.raises(ValueError, match='wrong shapes: stem.conv.weight'):
             loaded(published(), stem={'kernel_size': 8, 'padding': 2})
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize('size', [(64, 64), (32, 128)])
+def test_mmseg_segmentors_load_with_their_own_names(tmp_path, size, torch_seed):
+    """A real VisionTransformer of mmseg, whose patch embedding has no bias."""
+    from mmseg.models.backbones import VisionTransformer as Theirs
+
+    norm = {'type': 'LN', 'eps': 1e-6}
+    shape = {'embed_dims': 24, 'num_layers': 4, 'num_heads': 3, 'out_indices': (3,)}
+    theirs = Theirs(size, 16, **shape, norm_cfg=norm)
+    theirs.eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    state = {f'backbone.{key}': tensor for key, tensor in theirs.state_dict().items()}
+    torch.save({'state_dict': state | {'decode_head.x': torch.ones(1)}}, tmp_path / 'mmseg.pth')
+    small = {**VIT, 'arch': 'tiny', 'dims': 24, 'out_indices': (3,), 'pretrain_img_size': size}
+    ours = VisionTransformer(**small).eval()
+    checkpoint.load_pretrained(ours, tmp_path / 'mmseg.pth')
+    whole = torch.nn.ModuleDict({'backbone': VisionTransformer(**small)})
+    whole.eval().load_state_dict(state)  # as a host loads a whole segmentor
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = theirs(x)[0]
+        for model in (ours, whole['backbone']):
+            assert (model(x)[0] - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_whole_models_resample_positions_too(tmp_path):
+    state = vit_file(tmp_path / 'vit.pth')
+    model = VisionTransformer('tiny', **VIT, pretrain_img_size=320)
+    model.load_state_dict({k: v for k, v in state.items() if not k.startswith(('norm.', 'head.'))})
+    assert model.positions.pos_embed.shape[2:] == (20, 20)
+    assert model.positions.pos_embed.std() > 0.5  # not as it was initialised
+    state['pos_embed'] = state['pos_embed'][:, :-2]
+    with pytest.raises(ValueError, match='194 places, which are no square grid; say which'):
+        model.load_state_dict(state)
 
 
 class TestClassTokens:
@@ -401,16 +453,41 @@ class TestPublished:
         with pytest.raises(ValueError, match='drive.google.com.*give the path'):
             loaded('mmpatch://container-light_in1k')
 
-    def test_every_entry_is_of_a_known_arch_and_layout(self):
-        families = {f.__name__: f for f in (PoolFormer, Container, ConvMixer, VisionTransformer)}
+    def test_every_entry_is_of_a_known_network_and_layout(self):
         from mmpatch.checkpoint.layouts import LAYOUTS
 
+        families = {f.__name__: f for f in (PoolFormer, Container, ConvMixer, VisionTransformer)}
+        names = set()
         for name, entry in checkpoint.PUBLISHED.items():
-            family, arch = entry.backbone
-            assert arch in families[family].ARCHS, name
+            with torch.device('meta'):
+                families[entry.family](**entry.settings)
+            names.add(cached_name(entry.url))
             assert entry.layout in {layout.name for layout in LAYOUTS}, name
             assert entry.url.startswith('https://') and entry.source, name
             assert len(entry.normalisation) == 2
+        assert len(names) == len(checkpoint.PUBLISHED)  # no two share a download
+
+    @pytest.mark.parametrize(
+        ('name', 'url'),
+        [
+            (
+                'convmixer-1536-20_mmpretrain_in1k',
+                'https://download.openmmlab.com/mmclassification/v0/convmixer/'
+                'convmixer-1536_20_3rdparty_10xb64_in1k_20220323-ea5786f3.pth',
+            ),
+            (
+                'poolformer-m48_in1k',
+                'https://github.com/sail-sg/poolformer/releases/download/v1.0/'
+                'poolformer_m48.pth.tar',
+            ),
+            (
+                'deit-base-distilled-384_in1k',
+                'https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_384-d0272ac0.pth',
+            ),
+        ],
+    )
+    def test_urls(self, name, url):
+        assert checkpoint.PUBLISHED[name].url == url
 
     def test_a_file_that_is_not_the_published_one(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
@@ -448,6 +525,25 @@ class TestConverting:
         backbone = ['type=VisionTransformer', 'arch=tiny', 'depths=1,1,1,1']
         self.convert(tmp_path / 'src.pth', tmp_path / 'dst.pth', '--backbone', *backbone)
         assert torch.load(tmp_path / 'dst.pth')['meta']['backbone']['arch'] == 'tiny'
+
+    @pytest.mark.parametrize(
+        ('backbone', 'culprit'),
+        [
+            (['arch=s12'], 'type=None: choose from'),
+            (['type=PoolFromer'], 'type=PoolFromer: choose from'),
+            (['type=PoolFormer', 'colour=3'], 'colour'),
+        ],
+    )
+    def test_wrong_backbones_are_named(self, tmp_path, published, backbone, culprit):
+        files = published(), tmp_path / 'dst.pth'
+        result = self.convert(*files, '--backbone', *backbone, check=False)
+        assert result.returncode and culprit in result.stderr and 'Traceback' not in result.stderr
+
+    def test_own_files_of_hybrids_at_other_sizes(self, tmp_path):
+        model = VisionTransformer('small-r26-s32', pretrain_img_size=(384, 320), out_norm=False)
+        torch.save(model.state_dict(), tmp_path / 'src.pth')
+        result = self.convert(tmp_path / 'src.pth', tmp_path / 'dst.pth')
+        assert "'arch': 'small-r26-s32'" in result.stdout and '(384, 320)' in result.stdout
 
     def test_leaves_nothing_behind_when_it_fails(self, tmp_path, published):
         path = published(lambda s: {**s, 'network.9.extra': torch.ones(1)})

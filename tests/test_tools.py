@@ -101,6 +101,14 @@ def test_segmentor_trains_resumes_and_predicts(toy, tmp_path):
         *options(toy, 'ade', 'train_cfg.max_iters=4', *steps),
     )
     assert last_metric(tmp_path, 'mIoU')['step'] == 4
+    whole = tmp_path / 'whole'
+    four = options(toy, 'ade', 'train_cfg.max_iters=4', *steps)
+    run_tool('tools/train.py', SEGMENTOR, '--work-dir', whole, *four)
+    resumed, uninterrupted = (
+        torch.load(folder / 'iter_4.pth', weights_only=True)['state_dict']
+        for folder in (tmp_path, whole)
+    )
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
     test = ['tools/test.py', SEGMENTOR, tmp_path / 'iter_4.pth', '--work-dir', tmp_path / 'test']
     out, show = tmp_path / 'labels', tmp_path / 'pictures'
     run_tool(*test, '--out', out, '--show-dir', show, *options(toy, 'ade'))
@@ -251,3 +259,10 @@ def test_what_has_no_image_is_counted(spoiled, tmp_path):
     (spoiled / 'ade/images/training/ADE_train_00000002.jpg').unlink()
     code, text = failure(spoiled, tmp_path, SEGMENTOR, 'ade', 'train_cfg.max_iters=1')
     assert not code and '1 labels in' in text and 'ADE_train_00000002.png' in text
+
+
+def test_matrix_of_twins_runs():
+    """One cell of it: the whole takes minutes."""
+    command = ['tools/check_matrix.py', '--iterations', 12]
+    text = run_tool(*command, '--families', 'convmixer', '--tasks', 'semantic-fpn').stdout
+    assert re.search(r'\| semantic-fpn \| \d+\.\d+ -> \d+\.\d+; .* M; \d+ s \|', text)

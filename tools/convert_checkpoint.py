@@ -8,6 +8,7 @@ cannot be (windows, a variant of one's own), say them: --backbone type=PoolForme
 
 import argparse
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import mmpatch
 from mmpatch import backbones
-from mmpatch.checkpoint import files, load
+from mmpatch.checkpoint import files, load, match
 from mmpatch.checkpoint.layouts import Layout
 from mmpatch.compat import safe_load
 
@@ -41,7 +42,7 @@ def main() -> None:
     safe_load.install()
     try:
         print(convert(args.src, args.dst, args.backbone))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise SystemExit(f'error: {error}') from None
 
 
@@ -52,12 +53,15 @@ def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
     tensors, outside = load.unwrapped(files.read(src), src)
     layout = load.recognised(tensors, src)
     kwargs = dict(backbone) if backbone else found(tensors, layout, src)
-    family = getattr(backbones, kwargs['type'].removeprefix('mmpatch.'))
+    name = str(kwargs.get('type')).removeprefix('mmpatch.')
+    if name not in FAMILIES:
+        raise ValueError(f'--backbone type={kwargs.get("type")}: choose from {FAMILIES}')
+    family = getattr(backbones, name)
     with torch.device('meta'):
         model = family(**{key: value for key, value in kwargs.items() if key != 'type'})
-    matched, report, problems = load.match(tensors, layout, model, src)
+    matched, report, problems = match.match(tensors, layout, model, src)
     if problems:
-        lines = [f'{what}: {load.shown(names)}' for what, names in problems.items()]
+        lines = [f'{what}: {match.shown(names)}' for what, names in problems.items()]
         raise ValueError(f'{src} ({layout.name} layout) does not fit {kwargs}; ' + '; '.join(lines))
     report.dropped += outside
     # Output norms are no part of a published file: whoever loads this one builds them anew.
@@ -88,7 +92,7 @@ def found(tensors: dict[str, Tensor], layout: Layout, src: str) -> dict[str, Any
         family = getattr(backbones, name)
         for arch, row in family.ARCHS.items():
             settings = vit_settings(tensors, layout, row) if name == 'VisionTransformer' else {}
-            if load.fits(family, arch, tensors, layout, **settings):
+            if match.fits(family, arch, tensors, layout, **settings):
                 return {'type': f'mmpatch.{name}', 'arch': arch, **settings}
     raise ValueError(
         f'{src} ({layout.name} layout) fits no arch; say which network it is with --backbone'
@@ -97,19 +101,18 @@ def found(tensors: dict[str, Tensor], layout: Layout, src: str) -> dict[str, Any
 
 def vit_settings(tensors: dict[str, Tensor], layout: Layout, row: dict[str, Any]) -> dict[str, Any]:
     """Patch, grid and tokens of a ViT, which are no matter of its arch."""
-    prepared = layout.prepare(tensors) if layout.prepare else tensors
+    prepared = layout.prepare(tensors, None) if layout.prepare else tensors
     positions = prepared.get('positions.pos_embed')
     tokens = prepared.get('positions.cls_token')
-    kernels = [
-        v for k, v in prepared.items() if re.search(r'(stem\.conv|embed\.proj\w*)\.weight', k)
-    ]
+    stem = r'(stem\.conv|stem\.proj\.conv|patch_embed\.proj\w*)\.weight'
+    kernels = [tensor for key, tensor in prepared.items() if re.fullmatch(stem, key)]
     if positions is None or not kernels:
         return {}
     patch = row['patch'] if row['resnet'] is not None else kernels[0].shape[2]
     count = 0 if tokens is None else tokens.shape[3]
     return {
         'patch_size': patch,
-        'pretrain_img_size': positions.shape[2] * patch,
+        'pretrain_img_size': tuple(side * patch for side in positions.shape[2:]),
         'with_cls_token': count > 0,
         'distilled': count == 2,
     }

@@ -14,7 +14,7 @@ _base_ = [
 ]
 
 image_size = (1024, 1024)
-norm_cfg = dict(type='mmpatch.LN2d')
+norm_cfg = dict(type='mmpatch.LN2d', eps=1e-6)  # the host would set 1e-5
 model = dict(
     data_preprocessor=dict(
         batch_augments=[dict(type='mmdet.BatchFixedSizePad', size=image_size, pad_mask=True)]

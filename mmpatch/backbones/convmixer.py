@@ -13,8 +13,9 @@ class ConvMixer(MetaFormer):
     Isotropic: one patch embedding, then equal blocks, tapped after every quarter of them.
 
     Args:
-        arch: 'width/depth' as in the paper, with the patch, kernel and activation of its Table 1;
-            a suffix tells variants of one width and depth apart: '768/32-k3-p14', '1536/20-k3',
+        arch: 'width/depth' as in the paper, with the patch, kernel and activation of the released
+            code or, where no weights were released, of lists of the paper's variants; a suffix
+            tells variants of one width and depth apart: '768/32-k3-p14', '1536/20-k3',
             '1536/20-p14'. '256/8' is the network of the authors' CIFAR-10 code.
         patch_size: Overrides the table.
         kernel_size: Overrides the table; even kernels are padded by one more at the end.

@@ -1,7 +1,6 @@
 """Reading weight files of every format in which they are published."""
 
 import hashlib
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmpatch.checkpoint.published import PUBLISHED
+from mmpatch.compat.safe_load import cached_name
 
 SCHEME = 'mmpatch://'
 
@@ -65,7 +65,7 @@ def _read_published(source: str) -> Any:
 
 def _downloaded(url: str) -> Path:
     """Path of a URL's file in torch's hub folder, downloaded if it is not there."""
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(urlparse(url).path)
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / cached_name(url)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

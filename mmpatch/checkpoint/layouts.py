@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmpatch.checkpoint.vit import from_npz, split_positions
+from mmpatch.checkpoint.vit import Grid, from_npz, split_positions, with_patch_bias
 
 Target = str | Callable[[re.Match[str]], str] | None
 Tensors = dict[str, Tensor]
@@ -26,14 +26,17 @@ class Layout:
         marker: Pattern of keys with which only files of this layout come.
         rules: Pattern of a whole key -> its new name, as an ``re`` template or a function of the
             match, or None to drop it. The first rule that matches counts.
-        prepare: What is done to the tensors before the rules, where renaming does not suffice.
+        prepare: What is done to the tensors before the rules, where renaming does not suffice; it
+            is given the grid of the model's positions, too.
+        classifier: What else is done to a file that a classifier may have come from.
     """
 
     name: str
     family: str | None
     marker: str
     rules: tuple[tuple[str, Target], ...]
-    prepare: Callable[[Tensors], Tensors] | None = None
+    prepare: Callable[[Tensors, Grid], Tensors] | None = None
+    classifier: Callable[[Tensors], Tensors] | None = None
 
     def recognises(self, tensors: Tensors) -> bool:
         """Whether some key is one with which only files of this layout come."""
@@ -69,11 +72,11 @@ MMPATCH = Layout(
 )
 
 
-def _without_classifier_norm(tensors: Tensors) -> Tensors:
-    """Drop ``norm6`` where it stands alone: so mmpretrain calls the classifier's norm."""
+def _classifier_norm(tensors: Tensors) -> Tensors:
+    """Where ``norm6`` stands alone it is the classifier's norm, as mmpretrain names it."""
     if 'norm4.weight' in tensors:
         return tensors
-    return {key: tensor for key, tensor in tensors.items() if not key.startswith('norm6.')}
+    return {re.sub(r'^norm6\.', 'norm.', key): tensor for key, tensor in tensors.items()}
 
 
 # network.0, 2, 4, 6 are stages, network.1, 3, 5 the downsampling before the next stage.
@@ -95,7 +98,7 @@ POOLFORMER = Layout(
         (r'norm([0246])\.(.+)', _stage(r'out_norms.{}.\2', 2)),
         (r'(norm|head)\.(weight|bias)', None),
     ),
-    _without_classifier_norm,
+    classifier=_classifier_norm,
 )
 
 CONTAINER = Layout(
@@ -227,7 +230,7 @@ MM_VIT = Layout(
         (r'ln1\.(weight|bias)', None),
         (r'head\..+', None),
     ),
-    split_positions,
+    with_patch_bias,
 )
 
 LAYOUTS = (

@@ -1,6 +1,7 @@
 """Published weight files, with the accuracies that their publishers report."""
 
 from dataclasses import dataclass
+from typing import Any
 
 #: Mean and deviation of the pixels, 0 to 255, that a network was trained with: ImageNet's, and one
 #: half, which Google's ViTs expect.
@@ -16,7 +17,8 @@ class Published:
 
     Attributes:
         url: Where the publisher keeps it.
-        backbone: Family and arch that it fits.
+        family: Class of the backbone that it fits.
+        settings: Arguments of that class, without which it would not fit or be resampled.
         layout: How its tensors are named; see :mod:`mmpatch.checkpoint.layouts`.
         licence: SPDX identifier under which it is published; None where we found none stated.
         top1: ImageNet-1k accuracy in percent; None where the file is no classifier of it, or the
@@ -28,7 +30,8 @@ class Published:
     """
 
     url: str
-    backbone: tuple[str, str]
+    family: str
+    settings: dict[str, Any]
     layout: str
     licence: str | None
     top1: float | None
@@ -52,10 +55,11 @@ def _poolformer() -> dict[str, Published]:
     )
     table = {}
     for arch, paper, mm_top1, digest, timm_top1 in rows:
-        name, backbone = f'poolformer-{arch}', ('PoolFormer', arch)
+        name, settings = f'poolformer-{arch}', {'arch': arch}
         table[f'{name}_in1k'] = Published(
             f'{sail}{arch}.pth.tar',
-            backbone,
+            'PoolFormer',
+            settings,
             'sail-sg/poolformer',
             'Apache-2.0',
             paper,
@@ -63,7 +67,8 @@ def _poolformer() -> dict[str, Published]:
         )
         table[f'{name}_mmpretrain_in1k'] = Published(
             f'{mm}{arch}_3rdparty_32xb128_in1k_20220414-{digest}.pth',
-            backbone,
+            'PoolFormer',
+            settings,
             'sail-sg/poolformer',
             'Apache-2.0',
             mm_top1,
@@ -72,7 +77,8 @@ def _poolformer() -> dict[str, Published]:
         )
         table[f'{name}_timm_in1k'] = Published(
             f'{face}timm/poolformer_{arch}.sail_in1k/resolve/main/model.safetensors',
-            backbone,
+            'PoolFormer',
+            settings,
             'mmpatch or timm MetaFormer',
             'Apache-2.0',
             timm_top1,
@@ -80,7 +86,8 @@ def _poolformer() -> dict[str, Published]:
         )
         table[f'{name}_hf_in1k'] = Published(
             f'{face}sail/poolformer_{arch}/resolve/main/pytorch_model.bin',
-            backbone,
+            'PoolFormer',
+            settings,
             'Hugging Face PoolFormer',
             'Apache-2.0',
             paper,
@@ -93,24 +100,27 @@ def _convmixer() -> dict[str, Published]:
     github = 'https://github.com/tmp-iclr/convmixer/releases/download/v1.0/convmixer_'
     mm = 'https://download.openmmlab.com/mmclassification/v0/convmixer/convmixer-'
     rows = (
-        ('1536/20', '1536_20_ks9_p7', 81.37, 'ea5786f3'),
-        ('768/32', '768_32_ks7_p7_relu', 80.16, 'bca1f7b8'),
-        ('1024/20', '1024_20_ks9_p14', 76.94, '48f8aeba'),
+        # arch, authors' file, top-1, mmpretrain's file with its hash
+        ('1536/20', '1536_20_ks9_p7', 81.37, '1536_20', 'ea5786f3'),
+        ('768/32', '768_32_ks7_p7_relu', 80.16, '768-32', 'bca1f7b8'),
+        ('1024/20', '1024_20_ks9_p14', 76.94, '1024-20', '48f8aeba'),
     )
     table = {}
-    for arch, file, top1, digest in rows:
+    for arch, file, top1, mm_name, digest in rows:
         name = arch.replace('/', '-')
         table[f'convmixer-{name}_in1k'] = Published(
             f'{github}{file}.pth.tar',
-            ('ConvMixer', arch),
+            'ConvMixer',
+            {'arch': arch},
             'locuslab/convmixer',
             'MIT',
             top1,
             'README of locuslab/convmixer',
         )
         table[f'convmixer-{name}_mmpretrain_in1k'] = Published(
-            f'{mm}{name}_3rdparty_10xb64_in1k_20220323-{digest}.pth',
-            ('ConvMixer', arch),
+            f'{mm}{mm_name}_3rdparty_10xb64_in1k_20220323-{digest}.pth',
+            'ConvMixer',
+            {'arch': arch},
             'mmpretrain ConvMixer',
             'Apache-2.0',
             top1,
@@ -150,9 +160,12 @@ def _vit() -> dict[str, Published]:
     table = {}
     for arch, file, digest, top1 in deit:
         name = file.replace('_patch16_224', '').replace('_patch16', '').replace('_', '-')
+        settings = {'arch': arch, 'distilled': 'distilled' in file}
+        settings['pretrain_img_size'] = int(file[-3:])
         table[f'deit-{name}_in1k'] = Published(
             f'{meta}deit/deit_{file}-{digest}.pth',
-            ('VisionTransformer', arch),
+            'VisionTransformer',
+            settings,
             'timm, DeiT or MAE ViT',
             'Apache-2.0',
             top1,
@@ -162,7 +175,8 @@ def _vit() -> dict[str, Published]:
     for arch in ('base', 'large', 'huge'):
         table[f'mae-{arch}_in1k'] = Published(
             f'{meta}mae/pretrain/mae_pretrain_vit_{arch}.pth',
-            ('VisionTransformer', arch),
+            'VisionTransformer',
+            {'arch': arch},
             'timm, DeiT or MAE ViT',
             'CC-BY-NC-4.0',
             None,
@@ -171,7 +185,8 @@ def _vit() -> dict[str, Published]:
     for arch, patch, file in augreg:
         table[f'vit-{arch}{f"-p{patch}" if patch else ""}_in21k'] = Published(
             f'{google}{file}.npz',
-            ('VisionTransformer', arch),
+            'VisionTransformer',
+            {'arch': arch, 'patch_size': patch},
             'google-research ViT',
             'Apache-2.0',
             None,
@@ -181,7 +196,8 @@ def _vit() -> dict[str, Published]:
     table['vit-base-r50-s16_in1k'] = Published(
         'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
         'jx_vit_base_resnet50_384-9fd3c705.pth',
-        ('VisionTransformer', 'base-r50-s16'),
+        'VisionTransformer',
+        {'arch': 'base-r50-s16', 'pretrain_img_size': 384},
         'timm, DeiT or MAE ViT',
         'Apache-2.0',
         None,
@@ -197,7 +213,8 @@ PUBLISHED = {
     **_poolformer(),
     'container-light_in1k': Published(
         'https://drive.google.com/file/d/1WMOWoxTX7AQDCbfMYh7naqIHube3K85A',
-        ('Container', 'light'),
+        'Container',
+        {'arch': 'light'},
         'allenai/container',
         None,
         82.3,

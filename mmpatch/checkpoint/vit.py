@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+#: Rows and columns of the model's positions; None for a model without.
+Grid = tuple[int, int] | None
 
 
-def split_positions(tensors: Tensors) -> Tensors:
+def split_positions(tensors: Tensors, grid: Grid = None) -> Tensors:
     """Separate the positions of the grid from those of the tokens, which stand in front.
 
     ``pos_embed`` (1, T + N, C) becomes maps ``positions.pos_embed`` (1, C, H, W) and
     ``positions.cls_pos_embed`` (1, C, 1, T); ``cls_token`` and ``dist_token`` (1, 1, C) become
     ``positions.cls_token`` (1, C, 1, T). Where the file has no positions for its tokens (DeiT III)
-    those are zero.
+    those are zero. As many positions as the model has are of the model's grid, others of a square.
 
     Raises:
-        ValueError: If the positions are of no square grid.
+        ValueError: If the positions are of neither grid.
     """
     rest = dict(tensors)
     tokens = [rest.pop(key) for key in ('cls_token', 'dist_token') if key in rest]
@@ -29,19 +31,30 @@ def split_positions(tensors: Tensors) -> Tensors:
         if positions.ndim != 3:
             raise ValueError(f'pos_embed has shape {tuple(positions.shape)}, not (1, tokens, C)')
         count, ahead = positions.shape[1], len(tokens)
-        if not _is_square(count - ahead) and _is_square(count):
-            positions = torch.cat([positions[:, :1].expand(-1, ahead, -1) * 0, positions], 1)
-        elif not _is_square(count - ahead):
-            raise ValueError(f'pos_embed has {count - ahead} places, which are no square grid')
-        side = math.isqrt(positions.shape[1] - ahead)
+        size = _grid(count - ahead, grid)
+        if size is None and (size := _grid(count, grid)):
+            positions = torch.cat([torch.zeros_like(positions[:, :ahead]), positions], 1)
+        if size is None:
+            raise ValueError(
+                f'pos_embed has {count - ahead} places, which are no square grid; say which with '
+                'pretrain_img_size=(height, width)'
+            )
         maps = positions.transpose(1, 2)
-        rest['positions.pos_embed'] = maps[:, :, ahead:].unflatten(2, (side, side))
+        rest['positions.pos_embed'] = maps[:, :, ahead:].unflatten(2, size)
         if tokens:
             rest['positions.cls_pos_embed'] = maps[:, :, :ahead].unsqueeze(2)
     return rest
 
 
-def from_npz(arrays: Tensors) -> Tensors:
+def with_patch_bias(tensors: Tensors, grid: Grid = None) -> Tensors:
+    """:func:`split_positions`; mmseg's patch embeddings, which have no bias, get one of zero."""
+    weight = tensors.get('patch_embed.projection.weight')
+    if weight is not None and 'patch_embed.projection.bias' not in tensors:
+        tensors = {**tensors, 'patch_embed.projection.bias': torch.zeros(len(weight))}
+    return split_positions(tensors, grid)
+
+
+def from_npz(arrays: Tensors, grid: Grid = None) -> Tensors:
     """Arrays of the authors' JAX code, also as big_vision writes them, under timm's names.
 
     Kernels are (rows, columns, in, out) there, linear maps (in, out), and attention has its heads
@@ -63,7 +76,7 @@ def from_npz(arrays: Tensors) -> Tensors:
             named[key] = value  # no rule will know it, so loading reports it
     for name, parts in heads.items():
         named |= _joined(name, parts)
-    return split_positions({_from_zero(key): value for key, value in named.items()})
+    return split_positions({_from_zero(key): value for key, value in named.items()}, grid)
 
 
 NPZ_ATTENTION = (
@@ -138,5 +151,9 @@ def _as_torch(key: str, value: Tensor) -> Tensor:
     return value.flatten() if key.endswith(('/scale', '/bias')) else value
 
 
-def _is_square(count: int) -> bool:
-    return count > 0 and math.isqrt(count) ** 2 == count
+def _grid(count: int, grid: Grid) -> Grid:
+    """Grid of so many places: that of the model, or a square; None if neither fits."""
+    if grid is not None and grid[0] * grid[1] == count:
+        return grid
+    side = math.isqrt(max(count, 0))
+    return (side, side) if count > 0 and side**2 == count else None

@@ -6,11 +6,14 @@ code. Here the types that such files hold are allowed by name, and everything el
 """
 
 import argparse
+import hashlib
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -65,6 +68,7 @@ def load_from_http(
             return load_state_dict_from_url(
                 filename,
                 model_dir=model_dir,
+                file_name=cached_name(filename),
                 map_location=map_location,
                 progress=progress,
                 weights_only=True,
@@ -73,6 +77,18 @@ def load_from_http(
         raise OSError(
             f'{filename} cannot be downloaded ({error}); fetch it elsewhere and give its path'
         ) from error
+
+
+def cached_name(url: str) -> str:
+    """Name under which a download is kept: that of the file, if it tells files apart.
+
+    Names with a hash do, as torch's hub has them; others, such as ``model.safetensors``, get a hash
+    of the URL in front.
+    """
+    name = os.path.basename(urlparse(url).path)
+    if re.search(r'-[0-9a-f]{8,}\.', name):
+        return name
+    return f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
 
 
 def install() -> str:
