@@ -1,16 +1,24 @@
 """mmpatch: MetaFormer backbones for dense prediction with OpenMMLab."""
 
 from pathlib import Path
+from typing import Any
 
 from mmpatch.compat import install
 
 __version__ = '0.1.0'
 
-__all__ = ['__version__', 'config_path', 'list_configs']
+__all__ = ['__version__', 'config_path', 'deploy', 'list_configs']
 
 _CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
 install()
+
+
+def deploy(model: Any) -> Any:
+    """Copy of a model for inference: see :func:`mmpatch.inference.deploy`."""
+    from mmpatch import inference  # not before it is needed: it brings torchvision and timm
+
+    return inference.deploy(model)
 
 
 def list_configs() -> list[str]:

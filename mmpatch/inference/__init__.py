@@ -1,0 +1,5 @@
+"""Exact rewrites of trained backbones for inference."""
+
+from mmpatch.inference.rewrite import deploy
+
+__all__ = ['deploy']

@@ -1,0 +1,259 @@
+"""Blocks whose norms, scales and residuals are folded into their products.
+
+All take and give (B, C, H, W) in channels_last memory, which they see as (B, H, W, C) or as tokens.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Tokens that go through both products of an MLP at a time, so that hidden ones stay in the cache.
+TILE = 2048
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
+class Linear(nn.Module):
+    """A product on tokens with an activation, or with a sum, in the same pass where oneDNN can.
+
+    Args:
+        weight: (out, in).
+        bias: (out,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().clone().contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor, act: str = 'none', add: Tensor | None = None) -> Tensor:
+        """(N, in) -> ``act(x W + b) + add``, (N, out)."""
+        if _onednn(x):
+            if add is not None and act == 'none':
+                return torch.ops.mkldnn._linear_pointwise.binary(
+                    x, add, self.weight, self.bias, 'add'
+                )
+            if add is None:
+                return torch.ops.mkldnn._linear_pointwise(
+                    x, self.weight, self.bias, act, [], 'none' if act == 'gelu' else ''
+                )
+        y = ACTIVATIONS[act](F.linear(x, self.weight, self.bias))
+        return y if add is None else y + add
+
+
+ACTIVATIONS: dict[str, Any] = {'none': lambda x: x, 'gelu': F.gelu, 'relu': F.relu, 'swish': F.silu}
+
+
+class Norm(nn.Module):
+    """What is left of a norm once its affine is folded away: the statistics of the input.
+
+    Args:
+        kind: 'sample' for group norm of one group, 'token' for layer norm, 'none'.
+        eps: Of the norm.
+    """
+
+    def __init__(self, kind: str, eps: float = 0.0) -> None:
+        super().__init__()
+        self.kind = kind
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if self.kind == 'token':
+            y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), eps=self.eps)
+            return y.permute(0, 3, 1, 2)
+        return F.group_norm(x, 1, eps=self.eps) if self.kind == 'sample' else x
+
+
+class FusedMlp(nn.Module):
+    """``x + scale * mlp(norm(x))``.
+
+    Args:
+        norm: Statistics; the affine is in ``fc1``.
+        fc1: First product.
+        act: Activation, a key of ``ACTIVATIONS``.
+        fc2: Second product, with the scale.
+    """
+
+    def __init__(self, norm: Norm, fc1: Linear, act: str, fc2: Linear) -> None:
+        super().__init__()
+        self.norm, self.fc1, self.act, self.fc2 = norm, fc1, act, fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); where tokens are many, the result overwrites ``x``."""
+        n, y = tokens(self.norm(x)), tokens(x)
+        if len(y) <= TILE or not _onednn(x):
+            return maps(self.fc2(self.fc1(n, self.act), add=y), x)
+        for i in range(0, len(y), TILE):
+            part = slice(i, i + TILE)
+            y[part] = self.fc2(self.fc1(n[part], self.act), add=y[part])
+        return maps(y, x)
+
+
+class FusedPooling(nn.Module):
+    """``x + scale * pooling(norm(x))`` for PoolFormer's norm over the whole map.
+
+    Pooling that does not count the border keeps constants, so the mean and the bias of the norm
+    cancel in ``pool(x) - x``: what is left is ``x + scale * weight / deviation * (pool(x) - x)``.
+
+    Args:
+        pool: Average pooling.
+        scale: (C,), of the branch times that of the norm.
+        eps: Of the norm.
+    """
+
+    def __init__(self, pool: nn.Module, scale: Tensor, eps: float) -> None:
+        super().__init__()
+        self.pool = pool
+        self.scale = nn.Parameter(scale.detach().clone(), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        batch, channels, height, width = x.shape
+        _, _, rstd = torch.native_group_norm(
+            x, None, None, batch, channels, height * width, 1, self.eps
+        )
+        step = rstd.view(-1, 1, 1, 1) * self.scale.view(1, -1, 1, 1)
+        pooled = self.pool(x)
+        return torch.lerp(x, pooled, step, out=pooled) if _onednn(x) else x + step * (pooled - x)
+
+
+class FusedAttention(nn.Module):
+    """``x + scale * attention(norm(x))``, windows and relative positions included.
+
+    Args:
+        norm: Statistics; the affine is in ``mixer.qkv``.
+        mixer: Attention, alone or in windows, with folded products.
+    """
+
+    def __init__(self, norm: Norm, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.mixer = norm, mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.mixer(self.norm(x))
+
+
+class FusedAggregation(nn.Module):
+    """``x + scale * (alpha * A(X) + beta * A) V`` with batch norm, gate and scale folded away.
+
+    Args:
+        qkv: Product that makes queries, keys and values, or values alone.
+        static: Depthwise convolution, its weights times beta; None without one.
+        proj: Last product.
+        alpha: Weight of the dynamic affinity; None without one.
+        num_heads: Of the dynamic affinity.
+    """
+
+    def __init__(
+        self,
+        qkv: Linear,
+        static: nn.Module | None,
+        proj: Linear,
+        alpha: Tensor | None,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        self.qkv, self.static, self.proj, self.num_heads = qkv, static, proj, num_heads
+        self.dynamic = alpha is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        flat = tokens(x)
+        made = self.qkv(flat)
+        channels = x.shape[1]
+        mixed: Any = 0
+        if self.static is not None:
+            mixed = tokens(self.static(maps(made[:, -channels:], x)))
+        if self.dynamic:
+            heads = made.view(len(x), -1, 3, self.num_heads, channels // self.num_heads)
+            q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
+            seen = F.scaled_dot_product_attention(q, k, v)
+            mixed = mixed + seen.transpose(1, 2).reshape(-1, channels)
+        return maps(self.proj(mixed, add=flat), x)
+
+
+class FusedBlock(nn.Module):
+    """A MetaFormer block of fused parts.
+
+    Args:
+        pos_embed: Convolution that already adds its input; None without one.
+        mixer: Residual token mixer.
+        mlp: Residual MLP.
+    """
+
+    def __init__(self, pos_embed: nn.Module | None, mixer: nn.Module, mlp: FusedMlp) -> None:
+        super().__init__()
+        self.pos_embed, self.token_mixer, self.mlp = pos_embed, mixer, mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if self.pos_embed is not None:
+            x = self.pos_embed(x)
+        return self.mlp(self.token_mixer(x))
+
+
+class FusedConvMixerBlock(nn.Module):
+    """A ConvMixer block with its batch norms as scales.
+
+    ``x + norm1(act(mix(x)))`` is ``x + scale1 * act(mix(x))``, its shift being in the bias of the
+    following product; ``norm2`` is a scale and a shift.
+
+    Args:
+        mixer: Token mixer.
+        act: Activation, a key of ``ACTIVATIONS``.
+        scale1: (C,).
+        mlp: Product.
+        scale2: (C,).
+        shift2: (C,).
+        residual: Whether the mixer has a residual.
+    """
+
+    def __init__(
+        self,
+        mixer: nn.Module,
+        act: str,
+        scale1: Tensor,
+        mlp: Linear,
+        scale2: Tensor,
+        shift2: Tensor,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.token_mixer, self.act, self.mlp, self.residual = mixer, act, mlp, residual
+        self.scale1 = nn.Parameter(scale1.detach().clone(), requires_grad=False)
+        self.scale2 = nn.Parameter(scale2.detach().clone(), requires_grad=False)
+        self.shift2 = nn.Parameter(shift2.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        mixed = ACTIVATIONS[self.act](tokens(self.token_mixer(x)))
+        flat = tokens(x)
+        y = torch.addcmul(flat, mixed, self.scale1) if self.residual else mixed * self.scale1
+        return maps(torch.addcmul(self.shift2, self.mlp(y, self.act), self.scale2), x)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B * H * W, C), without a copy in channels_last memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def maps(flat: Tensor, like: Tensor) -> Tensor:
+    """(B * H * W, C) -> (B, C, H, W) in channels_last memory."""
+    batch, _, height, width = like.shape
+    return flat.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _onednn(x: Tensor) -> bool:
+    """Whether oneDNN's fused products serve: not inside a graph, which fuses by itself."""
+    return (
+        not torch.compiler.is_compiling()
+        and ONEDNN
+        and x.device.type == 'cpu'
+        and x.dtype == torch.float32
+        and not torch.jit.is_tracing()
+        and not torch.is_grad_enabled()
+    )

@@ -1,0 +1,177 @@
+"""From the blocks as they are trained to those of :mod:`mmpatch.inference.fused`."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpatch.backbones import MetaFormer
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
+from mmpatch.inference.fused import (
+    FusedAggregation,
+    FusedAttention,
+    FusedBlock,
+    FusedConvMixerBlock,
+    FusedMlp,
+    FusedPooling,
+    Linear,
+    Norm,
+)
+from mmpatch.layers import LayerScale
+from mmpatch.mixers import Attention, ContextAggregation, DepthwiseConv, Pooling, Windowed
+
+ACTS = {nn.GELU: 'gelu', nn.ReLU: 'relu', nn.SiLU: 'swish'}
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """Copy of a model for inference, with every exact rewrite applied to backbones of mmpatch.
+
+    Norms' affines, layer scales and gates are folded into the products around them, activations
+    and residuals into the same passes, batch norms into convolutions; results stay equal to float32
+    rounding. Blocks that no rewrite knows stay as they are. A deployed model cannot be trained and
+    has other names in its state dict; deploying it again changes nothing.
+
+    Args:
+        model: A backbone of mmpatch, or any model of mmdet or mmseg that holds one.
+
+    Raises:
+        ValueError: If the model is in training mode, or holds no backbone of mmpatch.
+    """
+    if model.training:
+        raise ValueError(f'{type(model).__name__} is in training mode; call eval() first')
+    copied = copy.deepcopy(model)
+    backbones = [part for part in copied.modules() if isinstance(part, MetaFormer)]
+    if not backbones:
+        raise ValueError(f'{type(model).__name__} holds no backbone of mmpatch')
+    with torch.no_grad():
+        for backbone in backbones:
+            for stage in backbone.stages:
+                stage.blocks = nn.ModuleList(_fused(block) for block in stage.blocks)
+    return copied.requires_grad_(False).eval()
+
+
+def _fused(block: nn.Module) -> nn.Module:
+    """The block itself where a part of it has no fused form."""
+    if isinstance(block, ConvMixerBlock):
+        return _fused_convmixer(block)
+    if not isinstance(block, MetaFormerBlock):
+        return block
+    norm1, norm2 = _affine(block.norm1), _affine(block.norm2)
+    act = ACTS.get(type(block.mlp.act))
+    mixer: nn.Module | None = None
+    if norm1 is not None:
+        mixer = _fused_mixer(block.token_mixer, norm1, _scale(block.layer_scale1))
+    pos_embed = _with_identity(block.pos_embed)
+    unknown_position = block.pos_embed is not None and pos_embed is None
+    if mixer is None or norm2 is None or act is None or unknown_position:
+        return block
+    kind, weight, bias = norm2
+    fc1 = _into(_matrix(block.mlp.fc1), block.mlp.fc1.bias, weight, bias)
+    fc2 = _scaled(_matrix(block.mlp.fc2), block.mlp.fc2.bias, _scale(block.layer_scale2))
+    return FusedBlock(pos_embed, mixer, FusedMlp(kind, Linear(*fc1), act, Linear(*fc2)))
+
+
+def _fused_mixer(
+    mixer: nn.Module, norm: tuple[Norm, Tensor, Tensor], scale: Tensor | None
+) -> nn.Module | None:
+    """Residual form of a mixer behind a norm and before a scale; None if there is none."""
+    kind, weight, bias = norm
+    if isinstance(mixer, Pooling) and kind.kind == 'sample':
+        return FusedPooling(mixer.pool, weight if scale is None else weight * scale, kind.eps)
+    inner = mixer.mixer if isinstance(mixer, Windowed) else mixer
+    if isinstance(inner, Attention) and not (isinstance(mixer, Windowed) and bias.any()):
+        _set(inner.qkv, *_into(inner.qkv.weight, inner.qkv.bias, weight, bias))
+        _set(inner.proj, *_scaled(inner.proj.weight, inner.proj.bias, scale))
+        return FusedAttention(kind, mixer)
+    if isinstance(mixer, ContextAggregation) and kind.kind == 'none':
+        return _fused_aggregation(mixer, weight, bias, scale)
+    return None
+
+
+def _fused_aggregation(
+    mixer: ContextAggregation, weight: Tensor, bias: Tensor, scale: Tensor | None
+) -> nn.Module | None:
+    if not isinstance(mixer.static, DepthwiseConv | None):
+        return None
+    qkv = Linear(*_into(_matrix(mixer.qkv), mixer.qkv.bias, weight, bias))
+    proj = Linear(*_scaled(_matrix(mixer.proj), mixer.proj.bias, scale))
+    static = mixer.static.conv if mixer.static is not None else None
+    alpha = torch.ones(1)
+    if mixer.dynamic and static is not None:
+        alpha, beta = mixer._weights()
+        ratio = beta / alpha
+        # alpha goes into the last product, so that attention needs none; beta / alpha is left
+        proj.weight.mul_(alpha)
+        static.weight.mul_(ratio)
+        if static.bias is not None:
+            static.bias.mul_(ratio)
+    return FusedAggregation(qkv, static, proj, alpha if mixer.dynamic else None, mixer.num_heads)
+
+
+def _fused_convmixer(block: ConvMixerBlock) -> nn.Module:
+    norm1, norm2 = _affine(block.norm1), _affine(block.norm2)
+    act = ACTS.get(type(block.act))
+    if norm1 is None or norm2 is None or act is None:
+        return block
+    if norm1[0].kind != 'none' or norm2[0].kind != 'none':
+        return block
+    ones = torch.ones_like(norm1[1])
+    mlp = Linear(*_into(_matrix(block.mlp), block.mlp.bias, ones, norm1[2]))
+    return FusedConvMixerBlock(
+        block.token_mixer, act, norm1[1], mlp, norm2[1], norm2[2], block.residual
+    )
+
+
+def _affine(norm: nn.Module) -> tuple[Norm, Tensor, Tensor] | None:
+    """Statistics, scale and shift of a norm; None for one that has no such form."""
+    weight, bias = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
+    if weight is None or bias is None:
+        return None
+    if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+        assert norm.running_var is not None
+        scale = weight * torch.rsqrt(norm.running_var + norm.eps)
+        return Norm('none'), scale, bias - norm.running_mean * scale
+    if isinstance(norm, nn.GroupNorm) and norm.num_groups == 1:
+        return Norm('sample', norm.eps), weight, bias
+    if isinstance(norm, nn.LayerNorm):
+        return Norm('token', norm.eps), weight, bias
+    return None
+
+
+def _scale(layer: nn.Module) -> Tensor | None:
+    return layer.scale if isinstance(layer, LayerScale) else None
+
+
+def _matrix(conv: Any) -> Tensor:
+    return conv.weight[:, :, 0, 0]
+
+
+def _into(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Product of ``x * scale + shift``."""
+    moved = weight @ shift
+    return weight * scale, moved if bias is None else moved + bias
+
+
+def _scaled(weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Product whose result is scaled."""
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return (weight, bias) if scale is None else (weight * scale[:, None], bias * scale)
+
+
+def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    layer.weight = nn.Parameter(weight.contiguous())
+    layer.bias = nn.Parameter(bias.contiguous())
+
+
+def _with_identity(pos_embed: nn.Module | None) -> nn.Module | None:
+    """Depthwise convolution that also adds its input: one more in the middle of its kernels."""
+    if not isinstance(pos_embed, DepthwiseConv):
+        return None
+    conv = copy.deepcopy(pos_embed.conv)
+    middle = (conv.kernel_size[0] - 1) // 2  # of an even kernel, too: the rest is padded behind
+    conv.weight[:, 0, middle, middle] += 1
+    return conv
