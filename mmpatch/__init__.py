@@ -40,6 +40,6 @@ def config_path(name: str) -> str:
         ValueError: If there is no such config; the message lists all names.
     """
     path = _CONFIGS / name
-    if name not in list_configs():
+    if path.suffix != '.py' or not path.is_file():
         raise ValueError(f'mmpatch has no config {name!r}; it has {list_configs()}')
     return str(path)

@@ -92,7 +92,8 @@ def test_captures_whole(name):
 
 def test_every_block_of_the_families_is_rewritten():
     for name, make in TINY.items():
-        blocks = [b for stage in deploy(make().eval()).stages for b in stage.blocks]
+        deployed = deploy(golden.randomised(make()))
+        blocks = [b for stage in deployed.stages for b in stage.blocks]
         assert {type(b).__name__ for b in blocks} <= {'FusedBlock', 'FusedConvMixerBlock'}, name
 
 
@@ -127,6 +128,29 @@ def test_blocks_that_no_rewrite_knows_stay(torch_seed):
     for a, b in zip(deployed(x), model(x), strict=True):
         torch.testing.assert_close(a, b)
     assert type(deployed.stages[0].blocks[0]).__name__ == 'MetaFormerBlock'
+
+
+def test_context_aggregation_of_one_affinity_alone(torch_seed):
+    model = golden.randomised(TILED['Container of free weights']())
+    for stage, (alpha, beta) in zip(model.stages, ((0, 1), (1, 0), (0, 0), (-2, 3)), strict=True):
+        stage.blocks[0].token_mixer.alpha.data.fill_(alpha)
+        stage.blocks[0].token_mixer.beta.data.fill_(beta)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(deploy(model)(x), model(x), strict=True):
+            assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize('change', [{'pos_embed': 'Pooling'}, {'norm_cfg': 'GN'}])
+def test_attention_in_blocks_that_no_rewrite_knows(change, torch_seed):
+    norm = {'norm_cfg': 'LN2d', 'layer_scale': 0.3} | change
+    attention = {'type': 'Attention', 'num_heads': 2}
+    model = MetaFormer((1, 1), 64, attention, strides=(8, 1), out_indices=(0, 1), **norm)
+    golden.randomised(model)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(deploy(model)(x), model(x), strict=True):
+            assert relative_error(a, b) < 1e-5
 
 
 @pytest.mark.hosts

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument('--families', nargs='+', choices=CONFIGS, default=list(CONFIGS))
     parser.add_argument('--tasks', nargs='+', choices=METRICS, default=list(METRICS))
     args = parser.parse_args()
+    warnings.simplefilter('ignore')
     for line in mmpatch.install():
         print(line)
     import mmdet.utils

@@ -124,11 +124,11 @@ class FusedAttention(nn.Module):
     """``x + scale * attention(norm(x))``, windows and relative positions included.
 
     Args:
-        norm: Statistics; the affine is in ``mixer.qkv``.
+        norm: Statistics, the affine being in ``mixer.qkv``; or the norm as it was.
         mixer: Attention, alone or in windows, with folded products.
     """
 
-    def __init__(self, norm: Norm, mixer: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
         super().__init__()
         self.norm, self.mixer = norm, mixer
 
@@ -158,21 +158,22 @@ class FusedAggregation(nn.Module):
     ) -> None:
         super().__init__()
         self.qkv, self.static, self.proj, self.num_heads = qkv, static, proj, num_heads
-        self.dynamic = alpha is not None
+        self.alpha = None if alpha is None else nn.Parameter(alpha.detach().clone(), False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         flat = tokens(x)
         made = self.qkv(flat)
         channels = x.shape[1]
-        mixed: Any = 0
+        mixed = None
         if self.static is not None:
             mixed = tokens(self.static(maps(made[:, -channels:], x)))
-        if self.dynamic:
+        if self.alpha is not None:
             heads = made.view(len(x), -1, 3, self.num_heads, channels // self.num_heads)
             q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-            seen = F.scaled_dot_product_attention(q, k, v)
-            mixed = mixed + seen.transpose(1, 2).reshape(-1, channels)
+            seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
+            mixed = seen if mixed is None else torch.addcmul(mixed, seen, self.alpha)
+        assert mixed is not None
         return maps(self.proj(mixed, add=flat), x)
 
 

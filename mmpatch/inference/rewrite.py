@@ -54,18 +54,19 @@ def deploy(model: nn.Module) -> nn.Module:
 
 def _fused(block: nn.Module) -> nn.Module:
     """The block itself where a part of it has no fused form."""
-    if isinstance(block, ConvMixerBlock):
+    if type(block) is ConvMixerBlock:  # subclasses may compute something else
         return _fused_convmixer(block)
-    if not isinstance(block, MetaFormerBlock):
+    if type(block) is not MetaFormerBlock:
         return block
     norm1, norm2 = _affine(block.norm1), _affine(block.norm2)
     act = ACTS.get(type(block.mlp.act))
-    mixer: nn.Module | None = None
-    if norm1 is not None:
-        mixer = _fused_mixer(block.token_mixer, norm1, _scale(block.layer_scale1))
     pos_embed = _with_identity(block.pos_embed)
     unknown_position = block.pos_embed is not None and pos_embed is None
-    if mixer is None or norm2 is None or act is None or unknown_position:
+    if norm1 is None or norm2 is None or act is None or unknown_position:
+        return block
+    # Last, since it changes the mixer: whoever returns the block itself must not have called it.
+    mixer = _fused_mixer(block.token_mixer, block.norm1, norm1, _scale(block.layer_scale1))
+    if mixer is None:
         return block
     kind, weight, bias = norm2
     fc1 = _into(_matrix(block.mlp.fc1), block.mlp.fc1.bias, weight, bias)
@@ -74,18 +75,21 @@ def _fused(block: nn.Module) -> nn.Module:
 
 
 def _fused_mixer(
-    mixer: nn.Module, norm: tuple[Norm, Tensor, Tensor], scale: Tensor | None
+    mixer: nn.Module, norm: nn.Module, parts: tuple[Norm, Tensor, Tensor], scale: Tensor | None
 ) -> nn.Module | None:
-    """Residual form of a mixer behind a norm and before a scale; None if there is none."""
-    kind, weight, bias = norm
-    if isinstance(mixer, Pooling) and kind.kind == 'sample':
+    """Residual form of a mixer behind a norm and before a scale; None, and no change, without."""
+    kind, weight, bias = parts
+    if type(mixer) is Pooling and kind.kind == 'sample':
         return FusedPooling(mixer.pool, weight if scale is None else weight * scale, kind.eps)
-    inner = mixer.mixer if isinstance(mixer, Windowed) else mixer
-    if isinstance(inner, Attention) and not (isinstance(mixer, Windowed) and bias.any()):
-        _set(inner.qkv, *_into(inner.qkv.weight, inner.qkv.bias, weight, bias))
+    inner = mixer.mixer if type(mixer) is Windowed else mixer
+    if type(inner) is Attention:
         _set(inner.proj, *_scaled(inner.proj.weight, inner.proj.bias, scale))
+        if mixer is not inner and bias.any():
+            # Windows are filled up with zeros behind the norm, which a folded bias would shift.
+            return FusedAttention(norm, mixer)
+        _set(inner.qkv, *_into(inner.qkv.weight, inner.qkv.bias, weight, bias))
         return FusedAttention(kind, mixer)
-    if isinstance(mixer, ContextAggregation) and kind.kind == 'none':
+    if type(mixer) is ContextAggregation and kind.kind == 'none':
         return _fused_aggregation(mixer, weight, bias, scale)
     return None
 
@@ -93,21 +97,18 @@ def _fused_mixer(
 def _fused_aggregation(
     mixer: ContextAggregation, weight: Tensor, bias: Tensor, scale: Tensor | None
 ) -> nn.Module | None:
-    if not isinstance(mixer.static, DepthwiseConv | None):
+    if type(mixer.static) not in (DepthwiseConv, type(None)):
         return None
     qkv = Linear(*_into(_matrix(mixer.qkv), mixer.qkv.bias, weight, bias))
     proj = Linear(*_scaled(_matrix(mixer.proj), mixer.proj.bias, scale))
     static = mixer.static.conv if mixer.static is not None else None
-    alpha = torch.ones(1)
+    alpha = torch.ones(1) if mixer.dynamic else None
     if mixer.dynamic and static is not None:
         alpha, beta = mixer._weights()
-        ratio = beta / alpha
-        # alpha goes into the last product, so that attention needs none; beta / alpha is left
-        proj.weight.mul_(alpha)
-        static.weight.mul_(ratio)
+        static.weight.mul_(beta)
         if static.bias is not None:
-            static.bias.mul_(ratio)
-    return FusedAggregation(qkv, static, proj, alpha if mixer.dynamic else None, mixer.num_heads)
+            static.bias.mul_(beta)
+    return FusedAggregation(qkv, static, proj, alpha, mixer.num_heads)
 
 
 def _fused_convmixer(block: ConvMixerBlock) -> nn.Module:
@@ -169,7 +170,7 @@ def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
 
 def _with_identity(pos_embed: nn.Module | None) -> nn.Module | None:
     """Depthwise convolution that also adds its input: one more in the middle of its kernels."""
-    if not isinstance(pos_embed, DepthwiseConv):
+    if type(pos_embed) is not DepthwiseConv:
         return None
     conv = copy.deepcopy(pos_embed.conv)
     middle = (conv.kernel_size[0] - 1) // 2  # of an even kernel, too: the rest is padded behind
