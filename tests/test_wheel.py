@@ -73,7 +73,11 @@ def python(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp('environment')
     venv.create(folder, with_pip=False, symlinks=True)
     site = next(folder.glob('lib/python*/site-packages'))
-    (site / 'borrowed.pth').write_text(sysconfig.get_path('purelib'))
+    borrowed = Path(sysconfig.get_path('purelib'))
+    lines = [str(borrowed)]
+    # setuptools brings distutils, which Python 3.12 lacks, by such a file of its own
+    lines += [file.read_text() for file in borrowed.glob('distutils-precedence.pth')]
+    (site / 'borrowed.pth').write_text('\n'.join(lines))
     python = folder / 'bin/python'
     pip = (sys.executable, '-m', 'pip', '--python', python, 'install', '--no-index', '--no-deps')
     run(*pip, wheel, cwd=folder)
