@@ -6,6 +6,7 @@ around 1, biases and gates around 0 with deviation 0.1, layer scales around 0.3.
 """
 
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -66,3 +67,21 @@ def randomised(model):
     for name, tensor in model.state_dict().items():
         tensor.copy_(torch.from_numpy(np.array(value(name, tuple(tensor.shape)))))
     return model.eval()
+
+
+def named_by_poolformers_authors(state):
+    """State dict of a PoolFormer, or of a detector with one as backbone, as its authors name it."""
+    rules = [(r'^(backbone\.)?stem\.conv', r'\1patch_embed.proj')]
+    for i in range(4):
+        rules += [
+            (rf'^(backbone\.)?stages\.{i}\.blocks', rf'\1network.{2 * i}'),
+            (rf'^(backbone\.)?stages\.{i}\.downsample\.conv', rf'\1network.{2 * i - 1}.proj'),
+            (rf'^(backbone\.)?out_norms\.{i}', rf'\1norm{2 * i}'),
+        ]
+    rules.append((r'layer_scale(\d)\.scale', r'layer_scale_\1'))
+    named = {}
+    for key, tensor in state.items():
+        for ours, theirs in rules:
+            key = re.sub(ours, theirs, key)
+        named[key] = tensor
+    return named

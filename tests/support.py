@@ -13,6 +13,11 @@ def pretrained(path, **kwargs):
     return {'type': 'Pretrained', 'checkpoint': str(path), **kwargs}
 
 
+def relative_error(a, b):
+    """||a - b|| / ||b||, in float32."""
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
 def run_tool(*command, cwd=ROOT, check=True, **kwargs):
     """Run a script of the project as a user would; its output is in the result."""
     result = subprocess.run(

@@ -26,25 +26,13 @@ def loaded(path, make=PoolFormer, **kwargs):
     return model
 
 
-def as_the_authors(model):
-    """State dict of a tiny PoolFormer as its authors name it, with random tensors."""
-    names = {'stem.conv': 'patch_embed.proj'}
-    for i in range(4):
-        names[f'stages.{i}.blocks'] = f'network.{2 * i}'
-        names[f'stages.{i}.downsample.conv'] = f'network.{2 * i - 1}.proj'
-    state = {'norm.weight': torch.ones(32), 'head.weight': torch.ones(1000, 32)}
-    for key, tensor in model.state_dict().items():
-        for ours, theirs in names.items():
-            key = key.replace(ours, theirs)
-        key = key.replace('layer_scale1.scale', 'layer_scale_1')
-        state[key.replace('layer_scale2.scale', 'layer_scale_2')] = torch.randn_like(tensor)
-    return state
-
-
 @pytest.fixture
 def published(tmp_path):
     """A writer of files in the authors' layout that fit the tiny network."""
-    state = as_the_authors(PoolFormer(**TINY, out_norm=False))
+    tiny = PoolFormer(**TINY, out_norm=False).state_dict()
+    state = {'norm.weight': torch.ones(32), 'head.weight': torch.ones(1000, 32)}
+    for key, tensor in golden.named_by_poolformers_authors(tiny).items():
+        state[key] = torch.randn_like(tensor)
 
     def write(change=lambda state: state, name='file.pth'):
         torch.save(change(dict(state)), tmp_path / name)

@@ -10,6 +10,7 @@ from mmpatch import deploy
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
 
 import golden
+from support import relative_error
 
 TILED = {
     'PoolFormer of many tokens': lambda: PoolFormer(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
@@ -38,10 +39,6 @@ TILED = {
     ),
 }
 MODELS = {**TINY, **TILED}
-
-
-def relative_error(a, b):
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -14,6 +14,7 @@ import torch
 
 import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
 
+import golden
 from support import ROOT, run_tool
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
@@ -128,24 +129,6 @@ def test_detector_predicts(toy, whole, tmp_path):
     assert metrics[key] == last_metric(whole, key)[key]
 
 
-def as_the_authors_trained(model):
-    """State dict as the authors' training script wrote it with mmdet 2: their backbone's names."""
-    names = [(r'^backbone\.stem\.conv', 'backbone.patch_embed.proj')]
-    for i in range(4):
-        names += [
-            (rf'^backbone\.stages\.{i}\.blocks', f'backbone.network.{2 * i}'),
-            (rf'^backbone\.stages\.{i}\.downsample\.conv', f'backbone.network.{2 * i - 1}.proj'),
-            (rf'^backbone\.out_norms\.{i}', f'backbone.norm{2 * i}'),
-        ]
-    names.append((r'layer_scale(\d)\.scale', r'layer_scale_\1'))
-    state = {}
-    for key, tensor in model.state_dict().items():
-        for ours, theirs in names:
-            key = re.sub(ours, theirs, key)
-        state[key] = tensor
-    return state
-
-
 @pytest.mark.parametrize(
     'name', ['retinanet_poolformer-s12_fpn_1x_coco', 'mask-rcnn_poolformer-s12_fpn_1x_coco']
 )
@@ -161,7 +144,7 @@ def test_detectors_of_mmdet_2_are_evaluated(toy, tmp_path, name):
     model = MODELS.build(cfg.model)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    theirs = as_the_authors_trained(model)
+    theirs = golden.named_by_poolformers_authors(model.state_dict())
     assert 'backbone.network.0.0.norm1.weight' in theirs and 'neck.fpn_convs.0.conv.bias' in theirs
     meta = {'mmdet_version': '2.19.0', 'epoch': 12}
     torch.save({'meta': meta, 'state_dict': theirs}, tmp_path / 'old.pth')

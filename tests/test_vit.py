@@ -9,6 +9,7 @@ from mmpatch import checkpoint
 from mmpatch.backbones import VisionTransformer
 
 import golden
+from support import relative_error
 
 SMALL = {'depths': (1, 1, 1, 1), 'dims': 192, 'out_norm': False}
 #: arch and arguments -> model of timm with the same network
@@ -31,10 +32,6 @@ PARAMETERS = {
     'large': 304_326_632 - 1_027_048,
     'huge': 632_045_800 - 1_283_560,
 }
-
-
-def relative_error(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize('name', TIMM)

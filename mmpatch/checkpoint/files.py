@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmpatch.checkpoint.published import PUBLISHED
-from mmpatch.compat.safe_load import cached_name
+from mmpatch.compat.safe_load import downloaded
 
 SCHEME = 'mmpatch://'
 
@@ -34,7 +34,7 @@ def read(source: str) -> Any:
     suffix = Path(urlparse(source).path).suffix
     if suffix not in ('.npz', '.safetensors'):
         return CheckpointLoader.load_checkpoint(source, 'cpu')
-    path = _downloaded(source) if source.startswith(('http://', 'https://')) else Path(source)
+    path = downloaded(source) if source.startswith(('http://', 'https://')) else Path(source)
     path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
@@ -53,7 +53,7 @@ def _read_published(source: str) -> Any:
         )
     if not entry.sha256:
         return read(entry.url)
-    path = _downloaded(entry.url)
+    path = downloaded(entry.url)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(entry.sha256):
         raise RuntimeError(
@@ -61,20 +61,6 @@ def _read_published(source: str) -> Any:
             f'{entry.sha256}; delete it and load again'
         )
     return read(str(path))
-
-
-def _downloaded(url: str) -> Path:
-    """Path of a URL's file in torch's hub folder, downloaded if it is not there."""
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / cached_name(url)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except OSError as error:
-            raise OSError(
-                f'{url} cannot be downloaded ({error}); fetch it elsewhere and give its path'
-            ) from error
-    return path
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

@@ -125,22 +125,6 @@ CONTAINER = Layout(
     ),
 )
 
-# One list: convolution, activation, norm of the stem, then the blocks, then pooling and classifier.
-CONVMIXER = Layout(
-    'locuslab/convmixer',
-    'ConvMixer',
-    r'3\.0\.fn\.0\.weight',
-    (
-        (r'0\.(weight|bias)', r'stem.conv.\1'),
-        (r'2\.(.+)', r'stem.norm.\1'),
-        (r'(\d+)\.0\.fn\.0\.(.+)', _stage(r'blocks.{}.token_mixer.conv.\2', 1, -3)),
-        (r'(\d+)\.0\.fn\.2\.(.+)', _stage(r'blocks.{}.norm1.\2', 1, -3)),
-        (r'(\d+)\.1\.(.+)', _stage(r'blocks.{}.mlp.\2', 1, -3)),
-        (r'(\d+)\.3\.(.+)', _stage(r'blocks.{}.norm2.\2', 1, -3)),
-        (r'\d+\.(weight|bias)', None),
-    ),
-)
-
 HUGGING_FACE_POOLFORMER = Layout(
     'Hugging Face PoolFormer',
     'PoolFormer',
@@ -165,20 +149,25 @@ HUGGING_FACE_POOLFORMER = Layout(
 )
 
 
-def _convmixer(name: str, blocks: str) -> Layout:
-    """ConvMixer where stem and blocks have names; ``blocks`` is that of the blocks."""
+def _convmixer(name: str, stem: str, blocks: str, head: str, first: int = 0) -> Layout:
+    """ConvMixer, by patterns in front of its stem and blocks, of its head, and its first block."""
     return Layout(
         name,
         'ConvMixer',
-        rf'{blocks}\.0\.0\.fn\.0\.weight',
+        rf'{blocks}{first}\.0\.fn\.0\.weight',
         (
-            (r'stem\.0\.(.+)', r'stem.conv.\1'),
-            (r'stem\.2\.(.+)', r'stem.norm.\1'),
-            (rf'{blocks}\.(\d+)\.0\.fn\.0\.(.+)', r'blocks.\1.token_mixer.conv.\2'),
-            (rf'{blocks}\.(\d+)\.0\.fn\.2\.(.+)', r'blocks.\1.norm1.\2'),
-            (rf'{blocks}\.(\d+)\.1\.(.+)', r'blocks.\1.mlp.\2'),
-            (rf'{blocks}\.(\d+)\.3\.(.+)', r'blocks.\1.norm2.\2'),
-            (r'head\..+', None),
+            (rf'{stem}0\.(weight|bias)', r'stem.conv.\1'),
+            (rf'{stem}2\.(.+)', r'stem.norm.\1'),
+            *(
+                (rf'{blocks}(\d+)\.{theirs}\.(.+)', _stage(rf'blocks.{{}}.{ours}.\2', 1, -first))
+                for theirs, ours in (
+                    (r'0\.fn\.0', 'token_mixer.conv'),
+                    (r'0\.fn\.2', 'norm1'),
+                    ('1', 'mlp'),
+                    ('3', 'norm2'),
+                )
+            ),
+            (head, None),
         ),
     )
 
@@ -238,10 +227,16 @@ LAYOUTS = (
     POOLFORMER,
     HUGGING_FACE_POOLFORMER,
     CONTAINER,
-    CONVMIXER,
-    _convmixer('timm ConvMixer', 'blocks'),
-    _convmixer('mmpretrain ConvMixer', 'stages'),
+    # The authors' network is one list: stem, blocks from 3 on, pooling and classifier.
+    _convmixer('locuslab/convmixer', '', '', r'\d+\.(weight|bias)', first=3),
+    _convmixer('timm ConvMixer', r'stem\.', r'blocks\.', r'head\..+'),
+    _convmixer('mmpretrain ConvMixer', r'stem\.', r'stages\.', r'head\..+'),
     VIT,
     VIT_NPZ,
     MM_VIT,
 )
+
+
+def layout_of(tensors: Tensors) -> Layout | None:
+    """The layout of some tensors, by their keys; None if it is not known."""
+    return next((layout for layout in LAYOUTS if layout.recognises(tensors)), None)

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmpatch.checkpoint.files import read
-from mmpatch.checkpoint.layouts import LAYOUTS, Layout
+from mmpatch.checkpoint.layouts import LAYOUTS, Layout, layout_of
 from mmpatch.checkpoint.match import Report, fits, match, shown
 
 WRAPPERS = ('state_dict', 'model', 'model_ema')
@@ -44,8 +44,27 @@ def load_pretrained(
     tensors, outside = unwrapped(read(source), source, prefix)
     layout = recognised(tensors, source)
     _check_family(model, layout, source)
+    fitting, report = matched(tensors, layout, model, source, adapt_input)
+    model.load_state_dict(fitting, strict=False)
+    report.dropped += outside
+    print_log(str(report), logger='current')
+    return report
+
+
+def matched(
+    tensors: dict[str, Tensor],
+    layout: Layout,
+    model: nn.Module,
+    source: str,
+    adapt_input: bool = False,
+) -> tuple[dict[str, Tensor], Report]:
+    """Tensors by their names in the model, and what became of each.
+
+    Raises:
+        ValueError: If anything does not fit; the message lists the culprits.
+    """
     try:
-        matched, report, problems = match(tensors, layout, model, source, adapt_input)
+        fitting, report, problems = match(tensors, layout, model, source, adapt_input)
     except ValueError as error:
         raise ValueError(f'{source} ({layout.name} layout): {error}') from None
     if problems:
@@ -57,10 +76,7 @@ def load_pretrained(
             + (f', but arch={archs[0]!r}; ' if archs else '; ')
             + '; '.join(lines)
         )
-    model.load_state_dict(matched, strict=False)
-    report.dropped += outside
-    print_log(str(report), logger='current')
-    return report
+    return fitting, report
 
 
 def unwrapped(content: Any, source: str, prefix: str = '') -> tuple[dict[str, Tensor], list[str]]:
@@ -102,9 +118,9 @@ def recognised(tensors: dict[str, Tensor], source: str) -> Layout:
     Raises:
         ValueError: If none is known that has such keys.
     """
-    for layout in LAYOUTS:
-        if layout.recognises(tensors):
-            return layout
+    layout = layout_of(tensors)
+    if layout is not None:
+        return layout
     raise ValueError(
         f'{source}: unknown layout, with keys such as {shown(list(tensors))}; '
         f'known are {[layout.name for layout in LAYOUTS]}'

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmpatch.checkpoint.layouts import LAYOUTS, Layout
+from mmpatch.checkpoint.layouts import MMPATCH, Layout, layout_of
 from mmpatch.layers import resample_patch_embed
 
 #: Parts of parameter names that published classifiers cannot have: they start as they are built.
@@ -119,8 +119,8 @@ def rename_in_place(model: Any, state_dict: dict[str, Tensor], prefix: str) -> N
     stay, and whoever loads reports them.
     """
     part = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    layout = next((layout for layout in LAYOUTS if layout.recognises(part)), None)
-    if layout is None or layout is LAYOUTS[0]:
+    layout = layout_of(part)
+    if layout is None or layout is MMPATCH:
         return
     wanted = model.state_dict()
     try:

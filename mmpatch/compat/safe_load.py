@@ -12,6 +12,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -20,7 +21,6 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from numpy._core import multiarray
-from torch.hub import load_state_dict_from_url
 
 
 def allowed_types() -> list[Any]:
@@ -63,20 +63,27 @@ def load_from_http(
         OSError: If it cannot be downloaded.
         pickle.UnpicklingError: If it holds anything but tensors and the allowed types.
     """
-    try:
-        with _explained(filename):
-            return load_state_dict_from_url(
-                filename,
-                model_dir=model_dir,
-                file_name=cached_name(filename),
-                map_location=map_location,
-                progress=progress,
-                weights_only=True,
-            )
-    except OSError as error:
-        raise OSError(
-            f'{filename} cannot be downloaded ({error}); fetch it elsewhere and give its path'
-        ) from error
+    path = downloaded(filename, model_dir, progress)
+    with _explained(filename):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def downloaded(url: str, folder: str | None = None, progress: bool = True) -> Path:
+    """Path of a URL's file in a folder, torch's hub by default, downloaded if it is not there.
+
+    Raises:
+        OSError: If it cannot be downloaded.
+    """
+    path = Path(folder or f'{torch.hub.get_dir()}/checkpoints') / cached_name(url)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=progress)
+        except OSError as error:
+            raise OSError(
+                f'{url} cannot be downloaded ({error}); fetch it elsewhere and give its path'
+            ) from error
+    return path
 
 
 def cached_name(url: str) -> str:

@@ -108,7 +108,7 @@ def _level(channels: int, out_channels: int, octaves: int, norm: Factory) -> nn.
         level.append(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
         channels //= 2
     for _ in range(-octaves):
-        level.append(PadMaxPool())
+        level.append(nn.MaxPool2d(2, ceil_mode=True))  # an odd row or column at the end counts too
     for conv in (
         nn.Conv2d(channels, out_channels, 1, bias=False),
         nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
@@ -116,13 +116,6 @@ def _level(channels: int, out_channels: int, octaves: int, norm: Factory) -> nn.
         level.append(conv)
         level.append(norm(out_channels))
     return level
-
-
-class PadMaxPool(nn.MaxPool2d):
-    """Maximum of 2x2 tokens; an odd row or column at the end counts too, as with even sizes."""
-
-    def __init__(self) -> None:
-        super().__init__(2, stride=2, ceil_mode=True)
 
 
 def _asked(
