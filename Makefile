@@ -3,14 +3,15 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 # One thread a test process: two processes on two cores are faster than threads that wait.
-TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+TEST_ENV = $(CACHE) OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 # Nothing is written outside the clone.
 export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
+CACHE := XDG_CACHE_HOME=$(CURDIR)/.venv/cache
 
 .PHONY: demo test lint clean
 
 demo: .venv/ready
-	$(BIN)/python tools/demo.py --seed $(SEED)
+	$(CACHE) $(BIN)/python tools/demo.py --seed $(SEED)
 
 test: .venv/ready lint
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q --basetemp .venv/pytest
@@ -30,6 +31,9 @@ lint: .venv/ready
 	# The hosts ask for the OpenCV with windows, which needs libraries of a desktop.
 	$(BIN)/pip uninstall --quiet --yes opencv-python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt opencv-python-headless
+	# yapf, which mmengine imports, writes its grammar on first use, and not atomically: two test
+	# processes that start together would read half of it.
+	$(CACHE) $(BIN)/python -c "import yapf"
 	touch $@
 
 clean:
