@@ -15,10 +15,10 @@ install()
 
 
 def deploy(model: Any) -> Any:
-    """Copy of a model for inference: see :func:`mmpatch.inference.deploy`."""
-    from mmpatch import inference  # not before it is needed: it brings torchvision and timm
+    """Copy of a model for inference: see :func:`mmpatch.fast.rewrite.deploy`."""
+    from mmpatch.fast import rewrite  # not before it is needed: it brings torchvision and timm
 
-    return inference.deploy(model)
+    return rewrite.deploy(model)
 
 
 def list_configs() -> list[str]:

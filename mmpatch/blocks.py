@@ -1,10 +1,8 @@
 """The block that the networks here are made of, and ConvMixer's; read this first."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmpatch.layers import DropPath, GroupNorm1, LayerScale, Mlp
 from mmpatch.registry import Factory
@@ -100,36 +98,3 @@ class ConvMixerBlock(nn.Module):
         mixed = self.drop_path(self.norm1(self.act(self.token_mixer(x))))
         x = x + mixed if self.residual else mixed
         return self.norm2(self.act(self.mlp(x)))
-
-
-class Stage(nn.Module):
-    """Downsampling, then blocks.
-
-    Args:
-        downsample: Applied first.
-        blocks: Applied in order.
-    """
-
-    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(
-        self, x: Tensor, tokens: Tensor | None = None, with_cp: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, C, H, W) and tokens (B, C, 1, T) or None -> (B, C', H', W') and tokens.
-
-        Tokens have no place on the map, so with them the blocks see one row of T + H * W tokens.
-        ``with_cp`` checkpoints every block.
-        """
-        x = self.downsample(x)
-        size = x.shape[2:]
-        if tokens is not None:
-            x = torch.cat([tokens, x.flatten(2).unsqueeze(2)], 3)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if with_cp else block(x)
-        if tokens is None:
-            return x, None
-        count = tokens.shape[3]
-        return x[..., count:].squeeze(2).unflatten(2, size), x[..., :count]

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones.arguments import increasing, per_block, per_stage
-from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.checkpoint import load_pretrained, rename_in_place
 from mmpatch.layers import PatchEmbed, PositionEmbed, norm_factory
 from mmpatch.registry import MODELS, factory
+from mmpatch.stage import Stage
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,

@@ -51,9 +51,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        q, k, v = self._heads(x)
-        bias = self.rel_pos(q, x.shape[2:]) if self.rel_pos is not None else None
-        return self.project(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), x.shape[2:])
+        return self.project(self.mix(self.qkv(to_tokens(x)[:, 0]), x.shape[2:]), x.shape[2:])
+
+    def mix(self, qkv: Tensor, size: Grid) -> Tensor:
+        """Queries, keys and values (B, N, 3 C) of an (H, W) grid -> (B, heads, N, C / heads)."""
+        q, k, v = self._split(qkv)
+        bias = self.rel_pos(q, size) if self.rel_pos is not None else None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N), rows of sum 1."""
@@ -73,7 +77,10 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (B, heads, N, C / heads) each."""
-        qkv = self.qkv(to_tokens(x)[:, 0])
+        return self._split(self.qkv(to_tokens(x)[:, 0]))
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, 3 C) -> (B, heads, N, C / heads), three times."""
         return qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 

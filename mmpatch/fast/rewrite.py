@@ -1,4 +1,4 @@
-"""From the blocks as they are trained to those of :mod:`mmpatch.inference.fused`."""
+"""From the blocks as they are trained to those of :mod:`mmpatch.fast.deployed`."""
 
 import copy
 from typing import Any
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones import MetaFormer
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
-from mmpatch.inference.fused import (
+from mmpatch.fast.deployed import (
     FusedAggregation,
     FusedAttention,
     FusedBlock,

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Tokens that go through both products of an MLP at a time, so that hidden ones stay in the cache.
-TILE = 2048
+#: Hidden values of an MLP that are made and used up at a time: they stay in the cache, and in memory
+#: that the allocator keeps, which it does not above some MiB.
+TILE = 2**19
 ONEDNN = torch.backends.mkldnn.is_available()
 
 
@@ -83,10 +84,11 @@ class FusedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); where tokens are many, the result overwrites ``x``."""
         n, y = tokens(self.norm(x)), tokens(x)
-        if len(y) <= TILE or not _onednn(x):
+        step = TILE // len(self.fc1.bias)
+        if len(y) <= step or not _onednn(x):
             return maps(self.fc2(self.fc1(n, self.act), add=y), x)
-        for i in range(0, len(y), TILE):
-            part = slice(i, i + TILE)
+        for i in range(0, len(y), step):
+            part = slice(i, i + step)
             y[part] = self.fc2(self.fc1(n[part], self.act), add=y[part])
         return maps(y, x)
 

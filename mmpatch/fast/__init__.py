@@ -1,0 +1,6 @@
+"""Exact fast forms of the blocks: in training and evaluation (``run``), and rewritten (``deploy``).
+
+The plain forms in :mod:`mmpatch.blocks` say what is computed; nothing here computes anything else.
+``functions`` has residual branches as autograd functions, ``forms`` says which block they serve and
+holds the switch, ``deployed`` the blocks of inference copies and ``rewrite`` the way to them.
+"""

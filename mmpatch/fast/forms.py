@@ -1,0 +1,211 @@
+"""Which block runs in which form, and the switch between plain and fast ones."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
+from mmpatch.fast import functions as fast
+from mmpatch.layers import GroupNorm1, LayerNorm2d, LayerScale, Mlp
+from mmpatch.mixers import Attention, Pooling
+
+ACTS = {nn.GELU: fast.GELU, nn.ReLU: fast.RELU, nn.SiLU: fast.SILU}
+_on = True
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Context in which every block runs as :mod:`mmpatch.blocks` writes it.
+
+    For second derivatives, which the fast forms do not have, and for comparisons.
+    """
+    global _on
+    before, _on = _on, False
+    try:
+        yield
+    finally:
+        _on = before
+
+
+def run(block: nn.Module, x: Tensor, with_cp: bool = False) -> Tensor:
+    """Output of a block, of its fast form where it has one.
+
+    Blocks keep their plain form under compilers and tracers, which fuse by themselves, with hooks,
+    and where a part of them is not of the kind that the form was made for.
+
+    Args:
+        block: Maps (B, C, H, W) to (B, C, H, W).
+        x: Input.
+        with_cp: Whether to keep little for the backward pass: the inputs of both branches of a
+            PoolFormer block, the input of any other block.
+    """
+    form = _form(block, x)
+    if with_cp and form is _pooling_block:
+        return form(block, x, again=True)
+    call = block if form is None else lambda y: form(block, y)
+    return checkpoint(call, x, use_reentrant=False) if with_cp else call(x)
+
+
+def _form(block: Any, x: Tensor) -> Any:
+    """Fast form of a block for such an input; None without one."""
+    if type(block) not in (MetaFormerBlock, ConvMixerBlock) or not _serves(block, x):
+        return None
+    norm1, norm2 = _norm(block.norm1), _norm(block.norm2)
+    if norm2 is None:
+        return None
+    if type(block) is ConvMixerBlock:
+        plain = _is_product(block.mlp) and type(block.act) in ACTS and norm1 is not None
+        return _convmixer_block if plain and _known(block.act) else None
+    mlp = block.mlp
+    if type(mlp) is not Mlp or not _known(mlp.act):
+        return None
+    if not _is_product(mlp.fc1) or not _is_product(mlp.fc2) or not _known_scale(block.layer_scale2):
+        return None
+    if not _known_scale(block.layer_scale1) or block.pos_embed is not None:
+        return _mlp_only
+    mixer = block.token_mixer
+    if type(mixer) is Pooling and isinstance(norm1, fast.GroupNorm) and norm1.groups == 1:
+        return _pooling_block
+    if type(mixer) is Attention and norm1 is not None:
+        linear = type(mixer.qkv) is nn.Linear and type(mixer.proj) is nn.Linear
+        return _attention_block if linear and mixer.proj.bias is not None else _mlp_only
+    return _mlp_only
+
+
+def _serves(block: nn.Module, x: Tensor) -> bool:
+    """Whether nobody wants to see the parts of the block: no compiler, tracer, hook or mode."""
+    return (
+        _on
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+        and x.numel() > 0
+        and all(p.dtype == x.dtype for p in block.parameters())
+        and not any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in block.modules()
+        )
+    )
+
+
+def _pooling_block(block: Any, x: Tensor, again: bool = False) -> Tensor:
+    norm, mixer = block.norm1, block.token_mixer
+    x = _apply(
+        fast.Pool, x, _keep(block, x), mixer.pool.kernel_size, norm.eps, norm.weight, norm.bias,
+        _scale(block.layer_scale1),
+    )  # fmt: skip
+    return _mlp(block, x, again)
+
+
+def _attention_block(block: Any, x: Tensor) -> Tensor:
+    norm, mixer = block.norm1, block.token_mixer
+    qkv = _apply(
+        fast.NormedLinear, x, _norm(norm), _dtype(x), norm.weight, norm.bias,
+        mixer.qkv.weight, mixer.qkv.bias,
+    )  # fmt: skip
+    mixed = mixer.mix(qkv, x.shape[2:]).transpose(1, 2).flatten(2)
+    projection = (mixer.proj.weight, mixer.proj.bias, _scale(block.layer_scale1))
+    return _mlp(block, x, False, mixed, _keep(block, x), *projection)
+
+
+def _mlp_only(block: Any, x: Tensor) -> Tensor:
+    if block.pos_embed is not None:
+        x = x + block.pos_embed(x)
+    x = x + block.drop_path(block.layer_scale1(block.token_mixer(block.norm1(x))))
+    # Under autocast a sum may have another type than the parameters.
+    if x.dtype != block.norm2.weight.dtype:
+        return x + block.drop_path(block.layer_scale2(block.mlp(block.norm2(x))))
+    return _mlp(block, x, False)
+
+
+def _convmixer_block(block: Any, x: Tensor) -> Tensor:
+    u = block.token_mixer(x)
+    keep = _keep(block, x)
+    norms = (_norm(block.norm1, True), _norm(block.norm2, True))
+    parameters = (
+        block.norm1.weight, block.norm1.bias, _matrix(block.mlp), block.mlp.bias,
+        block.norm2.weight, block.norm2.bias,
+    )  # fmt: skip
+    rest = x if block.residual else None
+    return _apply(
+        fast.NormedMixing, rest, u, keep, norms, ACTS[type(block.act)], _dtype(x), *parameters
+    )
+
+
+def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any) -> Tensor:
+    norm, mlp = block.norm2, block.mlp
+    keep1, *projection = projection or (None,)
+    return _apply(
+        fast.Mlp, x, mixed, keep1, _keep(block, x), _norm(norm, True), ACTS[type(mlp.act)], again,
+        _dtype(x), norm.weight, norm.bias, _matrix(mlp.fc1), mlp.fc1.bias, _matrix(mlp.fc2),
+        mlp.fc2.bias, _scale(block.layer_scale2), *projection,
+    )  # fmt: skip
+
+
+def _apply(function: Any, *args: Any) -> Tensor:
+    """The function, which keeps nothing where no gradient is wanted."""
+    wanted = torch.is_grad_enabled() and any(
+        isinstance(a, Tensor) and a.requires_grad for a in args
+    )
+    if wanted:
+        return function.apply(*args)
+    with torch.no_grad():
+        return function.forward(None, *args)
+
+
+def _norm(norm: nn.Module, counts: bool = False) -> Any:
+    """What a norm computes; None for one of another kind. ``counts`` says that it is used now."""
+    if getattr(norm, 'weight', None) is None or getattr(norm, 'bias', None) is None:
+        return None
+    if type(norm) in (nn.GroupNorm, GroupNorm1):
+        return fast.GroupNorm(norm.num_groups, norm.eps)
+    if type(norm) is LayerNorm2d:
+        return fast.LayerNorm(norm.eps)
+    if type(norm) is nn.BatchNorm2d and norm.momentum is not None and norm.track_running_stats:
+        if counts and norm.training:
+            norm.num_batches_tracked.add_(1)
+        return fast.BatchNorm(
+            norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
+        )
+    return None
+
+
+def _known(act: nn.Module) -> bool:
+    return type(act) in ACTS and getattr(act, 'approximate', 'none') == 'none'
+
+
+def _known_scale(layer: nn.Module) -> bool:
+    return type(layer) in (nn.Identity, LayerScale)
+
+
+def _is_product(conv: nn.Module) -> bool:
+    return type(conv) is nn.Conv2d and conv.bias is not None
+
+
+def _scale(layer: Any) -> Tensor | None:
+    return layer.scale if type(layer) is LayerScale else None
+
+
+def _matrix(conv: Any) -> Tensor:
+    return conv.weight.flatten(1)
+
+
+def _keep(block: Any, x: Tensor) -> Tensor | None:
+    """Factor of a residual branch of each sample, (B, 1, 1, 1), as the block's layer draws it."""
+    if type(block.drop_path) is nn.Identity or not block.drop_path.training:
+        return None
+    return block.drop_path(x.new_ones(len(x), 1, 1, 1))
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """Of products: that of autocast, if it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,0 +1,428 @@
+"""Residual branches that keep for the backward pass only what cannot be made again cheaply.
+
+Autograd keeps the output of every norm, activation and scale. These keep the input of the branch
+and, unless told to make it again, the input of the activation: norms and activations are made again
+from them, and the gradient of a scale follows from that of the product before it. On a CPU an MLP
+runs some tokens at a time, so that its hidden values stay in the cache.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+#: Hidden values of an MLP that are made and used up at a time on a CPU: they stay in the cache and in
+#: memory that the allocator keeps.
+TILE = 2**20
+
+
+class Activation(NamedTuple):
+    """An activation and its gradient, from the gradient of its output and its input."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+GELU = Activation(F.gelu, aten.gelu_backward)
+RELU = Activation(F.relu, lambda grad, x: aten.threshold_backward(grad, x, 0))
+SILU = Activation(F.silu, aten.silu_backward)
+
+
+class GroupNorm(NamedTuple):
+    """Statistics of each sample and group of channels."""
+
+    groups: int
+    eps: float
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> the same normalised, and what ``backward`` needs besides."""
+        return torch.native_group_norm(x, weight, bias, *self._sizes(x), self.groups, self.eps)
+
+    def again(self, x: Tensor, weight: Tensor, bias: Tensor, *stats: Tensor) -> Tensor:
+        """What ``forward`` gave."""
+        return self.forward(x, weight, bias)[0]
+
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
+        """Gradients of the input, the weight and the bias."""
+        return aten.native_group_norm_backward(
+            grad, x, *stats, weight, *self._sizes(x), self.groups, [True, True, True]
+        )
+
+    def _sizes(self, x: Tensor) -> tuple[int, int, int]:
+        return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+
+
+class LayerNorm(NamedTuple):
+    """Statistics of each token."""
+
+    eps: float
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> the same normalised, and what ``backward`` needs besides."""
+        out, *stats = torch.native_layer_norm(tokens(x), [x.shape[1]], weight, bias, self.eps)
+        return maps(out, x), *stats
+
+    def again(self, x: Tensor, weight: Tensor, bias: Tensor, *stats: Tensor) -> Tensor:
+        """What ``forward`` gave."""
+        return self.forward(x, weight, bias)[0]
+
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
+        """Gradients of the input, the weight and the bias."""
+        out, *affine = aten.native_layer_norm_backward(
+            tokens(grad), tokens(x), [x.shape[1]], *stats, weight, weight, [True, True, True]
+        )
+        return maps(out, x), *affine
+
+
+class BatchNorm(NamedTuple):
+    """Statistics of each channel, of the batch or as they are stored."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    training: bool
+    momentum: float
+    eps: float
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> the same normalised, and what ``backward`` needs besides."""
+        out, *stats = torch.native_batch_norm(
+            x, weight, bias, self[0], self[1], self.training, self.momentum, self.eps
+        )
+        if not self.training:
+            # The stored statistics may be others by the time of the backward pass.
+            stats = [self.running_mean.clone(), torch.rsqrt(self.running_var + self.eps)]
+        return out, *stats
+
+    def again(self, x: Tensor, weight: Tensor, bias: Tensor, *stats: Tensor) -> Tensor:
+        """What ``forward`` gave, without another step of the running statistics."""
+        scale = weight * stats[1]
+        shift = bias - stats[0] * scale
+        return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1))
+
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
+        """Gradients of the input, the weight and the bias."""
+        mean, rstd = stats
+        var = rstd**-2 - self.eps
+        return aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, mean, rstd, self.training, self.eps, [True, True, True]
+        )
+
+
+Norm = GroupNorm | LayerNorm | BatchNorm
+
+
+class Pool(torch.autograd.Function):
+    """``x + keep * scale * (pool(norm(x)) - norm(x))`` for a group norm of one group.
+
+    Pooling that does not count the border keeps constants, so the norm's mean and bias cancel, and
+    what is left of it is a factor: ``x + factor * (pool(x) - x)`` with one factor for each sample
+    and channel. The gradient of the factor comes from the transposed mixing of the output's
+    gradient, which that of the input needs anyway: ``<dy, D x> = <D' dy, x>``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, keep: Any, size: int, eps: float, weight: Tensor, bias: Any, scale: Any
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); ``keep`` is None or (B, 1, 1, 1).
+
+        The bias is there for its gradient of zero, which distributed training waits for.
+        """
+        batch, channels, height, width = x.shape
+        _, mean, rstd = torch.native_group_norm(
+            x, None, None, batch, channels, height * width, 1, eps
+        )
+        pooled = F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+        if ctx is not None:
+            ctx.size = size
+            ctx.save_for_backward(x, keep, mean, rstd, weight, scale)
+        return torch.lerp(x, pooled, _factor(rstd, weight, scale, keep), out=pooled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        x, keep, mean, rstd, weight, scale = ctx.saved_tensors
+        window = [ctx.size, ctx.size], [1, 1], [ctx.size // 2, ctx.size // 2]
+        mixed = aten.avg_pool2d_backward(grad, x, *window, False, False, None).sub_(grad)
+        of_factor = (x * mixed).sum((2, 3))
+        if keep is not None:
+            of_factor *= keep.view(-1, 1)
+        of_weight = (of_factor * rstd).sum(0)
+        of_rstd = of_factor @ (weight if scale is None else weight * scale)
+        dx = torch.addcmul(grad, mixed, _factor(rstd, weight, scale, keep))
+        # d rstd / d x is -rstd^3 (x - mean) over the number of values.
+        step = (-(rstd**3) * of_rstd[:, None] / x[0].numel()).view(-1, 1, 1, 1)
+        dx.addcmul_(x, step).sub_(step * mean.view(-1, 1, 1, 1))
+        grads = dx, None, None, None
+        if scale is None:
+            return *grads, of_weight, torch.zeros_like(weight), None
+        return *grads, of_weight * scale, torch.zeros_like(weight), of_weight * weight
+
+
+def _factor(rstd: Tensor, weight: Tensor, scale: Tensor | None, keep: Tensor | None) -> Tensor:
+    """(B, C, 1, 1)."""
+    factor = rstd * (weight if scale is None else weight * scale)
+    factor = factor[:, :, None, None]
+    return factor if keep is None else factor * keep
+
+
+class NormedLinear(torch.autograd.Function):
+    """Product of normalised tokens, such as queries, keys and values."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norm: Norm, dtype: torch.dtype, gamma: Any, beta: Any, w: Any, b: Any
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, H * W, out)."""
+        normed, *stats = norm.forward(x, gamma, beta)
+        if ctx is not None:
+            ctx.norm, ctx.dtype = norm, dtype
+            ctx.save_for_backward(x, gamma, beta, w, b, *stats)
+        bias = None if b is None else b.to(dtype)
+        return F.linear(tokens(normed).to(dtype), w.to(dtype), bias).unflatten(0, (len(x), -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        x, gamma, beta, w, b, *stats = ctx.saved_tensors
+        n, g = tokens(ctx.norm.again(x, gamma, beta, *stats)).to(ctx.dtype), grad.flatten(0, 1)
+        dn = (g @ w.to(ctx.dtype)).to(x.dtype)
+        dx, dgamma, dbeta = ctx.norm.backward(maps(dn, x), x, gamma, *stats)
+        db = None if b is None else g.sum(0).to(b.dtype)
+        return dx, None, None, dgamma, dbeta, (g.t() @ n).to(w.dtype), db
+
+
+class Mlp(torch.autograd.Function):
+    """``y + keep * scale * mlp(norm(y))`` where y is x, or x plus a projection of mixed tokens.
+
+    That projection, ``keep1 * scale1 * (mixed W + b)``, is made again in the backward pass, so that
+    y need not be kept beside x and the mixed tokens.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mixed: Tensor | None,
+        keep1: Tensor | None,
+        keep: Tensor | None,
+        norm: Norm,
+        act: Activation,
+        again: bool,
+        dtype: torch.dtype,
+        *parameters: Any,
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W).
+
+        Args:
+            ctx: None where no gradient is wanted.
+            x: Input.
+            mixed: (B, H * W, C), or None where y is x.
+            keep1: Factor of the projection, (B, 1, 1, 1), or None for 1.
+            keep: The same for the MLP.
+            norm: Its statistics.
+            act: Activation.
+            again: Whether the hidden tokens are made again in the backward pass, not kept.
+            dtype: Of the products, as under autocast.
+            *parameters: weight and bias of the norm, of the first and of the second product, and a
+                scale or None; then weight, bias and scale of the projection, or None. Products are
+                matrices.
+        """
+        gamma, beta, w1, b1, w2, b2, scale, *projection = parameters
+        y = _project(x, mixed, keep1, dtype, *projection)
+        normed, *stats = norm.forward(y, gamma, beta)
+        n, flat = tokens(normed), tokens(y)
+        out = torch.empty_like(flat)
+        whole = ctx is not None and not again
+        rows = len(flat) if whole else step(x, len(w1))
+        hidden = flat.new_empty(rows, len(w1), dtype=dtype)
+        factor = _of_tokens(keep, x)
+        v1, c1, v2, c2 = (p.to(dtype) for p in (w1.t(), b1, w2.t(), b2))
+        for part in tiles(x, len(w1)):
+            m = n[part].to(dtype)
+            h = torch.addmm(c1, m, v1, out=hidden[part] if whole else hidden[: len(m)])
+            z = torch.addmm(c2, act.forward(h), v2)
+            if factor is not None:
+                z = z * factor[part]
+            if scale is None:
+                torch.add(flat[part], z, out=out[part])
+            else:
+                torch.addcmul(flat[part], z.to(x.dtype), scale, out=out[part])
+        if ctx is not None:
+            ctx.norm, ctx.act, ctx.dtype, ctx.count = norm, act, dtype, len(parameters)
+            kept = None if again else hidden
+            ctx.save_for_backward(x, mixed, keep1, keep, kept, *parameters, *stats)
+        return maps(out, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        x, mixed, keep1, keep, hidden, *rest = ctx.saved_tensors
+        (gamma, beta, w1, b1, w2, b2, scale, *projection), stats = (
+            rest[: ctx.count],
+            rest[ctx.count :],
+        )
+        norm, act, dtype = ctx.norm, ctx.act, ctx.dtype
+        y = _project(x, mixed, keep1, dtype, *projection)
+        n, g = tokens(norm.again(y, gamma, beta, *stats)), tokens(grad)
+        factor = _of_tokens(keep, x)
+        v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
+        dn, dw1, dw2 = torch.empty_like(n), torch.empty_like(w1), torch.empty_like(w2)
+        db1, db2 = torch.zeros_like(b1), torch.zeros_like(b2)
+        for part in tiles(x, len(w1)):
+            m, dz = n[part].to(dtype), g[part]
+            if factor is not None:
+                dz = dz * factor[part]
+            h = torch.addmm(c1, m, v1.t()) if hidden is None else hidden[part]
+            da = (dz if scale is None else dz * scale).to(dtype) @ v2
+            _gather(dw2, dz.to(dtype).t(), act.forward(h), part)
+            db2 += dz.sum(0)
+            dh = act.backward(da, h)
+            _gather(dw1, dh.t(), m, part)
+            db1 += dh.sum(0)
+            dn[part] = dh @ v1
+        dy, dgamma, dbeta = norm.backward(maps(dn, x), y, gamma, *stats)
+        dy = dy.add_(grad)
+        second = _unscaled(dw2, db2, w2, b2, scale)
+        dmixed: Any = None
+        of_projection: Any = ()
+        if mixed is not None:
+            w, b, scale1 = projection
+            dz = tokens(dy) if keep1 is None else tokens(dy) * _of_tokens(keep1, x)
+            da = (dz if scale1 is None else dz * scale1).to(dtype) @ w.to(dtype)
+            dmixed = da.view(mixed.shape).to(mixed.dtype)
+            dw = (dz.to(dtype).t() @ mixed.flatten(0, 1).to(dtype)).to(w.dtype)
+            of_projection = _unscaled(dw, dz.sum(0), w, b, scale1)
+        affine = dgamma, dbeta, dw1, db1
+        return dy, dmixed, *6 * (None,), *affine, *second, *of_projection
+
+
+class NormedMixing(torch.autograd.Function):
+    """ConvMixer's block behind its convolution: ``norm2(act(linear(x + keep * norm1(act(u)))))``.
+
+    Keeps the inputs of both activations. Everything between is elementwise, and made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor | None,
+        u: Tensor,
+        keep: Tensor | None,
+        norms: tuple[Norm, Norm],
+        act: Activation,
+        dtype: torch.dtype,
+        *parameters: Tensor,
+    ) -> Tensor:
+        """(B, C, H, W), twice -> (B, C, H, W); without a residual ``x`` is None."""
+        gamma1, beta1, w, b, gamma2, beta2 = parameters
+        y, *stats1 = norms[0].forward(act.forward(u), gamma1, beta1)
+        y = _residual(x, y, keep)
+        v = maps(F.linear(tokens(y).to(dtype), w.to(dtype), b.to(dtype)), u)
+        del y
+        out, *stats2 = norms[1].forward(act.forward(v), gamma2, beta2)
+        if ctx is not None:
+            ctx.norms, ctx.act, ctx.dtype, ctx.count = norms, act, dtype, len(stats1)
+            ctx.save_for_backward(x, u, keep, v, *parameters, *stats1, *stats2)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        x, u, keep, v, gamma1, beta1, w, _, gamma2, _, *stats = ctx.saved_tensors
+        stats1, stats2 = stats[: ctx.count], stats[ctx.count :]
+        (norm1, norm2), act = ctx.norms, ctx.act
+        dv, dgamma2, dbeta2 = norm2.backward(grad, act.forward(v), gamma2, *stats2)
+        dv = tokens(act.backward(dv, v))
+        a = act.forward(u)
+        y = _residual(x, norm1.again(a, gamma1, beta1, *stats1), keep)
+        dw = (dv.t() @ tokens(y).to(ctx.dtype)).to(w.dtype)
+        del y
+        dy = maps((dv @ w.to(ctx.dtype)).to(u.dtype), u)
+        du, dgamma1, dbeta1 = norm1.backward(dy if keep is None else dy * keep, a, gamma1, *stats1)
+        return (
+            None if x is None else dy, act.backward(du, u), *4 * (None,),
+            dgamma1, dbeta1, dw, dv.sum(0).to(w.dtype), dgamma2, dbeta2,
+        )  # fmt: skip
+
+
+def _residual(x: Tensor | None, branch: Tensor, keep: Tensor | None) -> Tensor:
+    branch = branch if keep is None else branch * keep
+    return branch if x is None else x + branch
+
+
+def _project(
+    x: Tensor,
+    mixed: Tensor | None,
+    keep: Tensor | None,
+    dtype: torch.dtype,
+    w: Any = None,
+    b: Any = None,
+    scale: Any = None,
+) -> Tensor:
+    """``x + keep * scale * (mixed W + b)``; x itself without mixed tokens."""
+    if mixed is None:
+        return x
+    z = maps(F.linear(mixed.flatten(0, 1).to(dtype), w.to(dtype), b.to(dtype)), x)
+    if keep is not None:
+        z = z * keep
+    return x + z if scale is None else torch.addcmul(x, z.to(x.dtype), scale.view(-1, 1, 1))
+
+
+def _unscaled(
+    dw: Tensor, db: Tensor, w: Tensor, b: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of weight, bias and scale of ``scale * (a W + b)`` from those of scale 1."""
+    if scale is None:
+        return dw, db, None
+    dscale = torch.linalg.vecdot(dw, w) + db * b
+    return dw.mul_(scale[:, None]), db * scale, dscale
+
+
+def _gather(total: Tensor, a: Tensor, b: Tensor, part: slice) -> None:
+    """Add a product of one part of the tokens, the first one to nothing."""
+    if total.dtype != a.dtype:
+        product = a @ b
+        total.copy_(product) if part.start == 0 else total.add_(product)
+    else:
+        total.addmm_(a, b, beta=float(part.start > 0))
+
+
+def _of_tokens(keep: Tensor | None, x: Tensor) -> Tensor | None:
+    """(B, 1, 1, 1) -> (B * H * W, 1)."""
+    if keep is None:
+        return None
+    return keep.view(-1, 1).expand(-1, x.shape[2] * x.shape[3]).reshape(-1, 1)
+
+
+def tiles(x: Tensor, hidden_dim: int) -> Iterator[slice]:
+    """Parts of the tokens of a map that go through an MLP at a time."""
+    count = len(x) * x.shape[2] * x.shape[3]
+    size = step(x, hidden_dim)
+    for start in range(0, count, size):
+        yield slice(start, start + size)
+
+
+def step(x: Tensor, hidden_dim: int) -> int:
+    """Tokens of a part: all, where the memory is not the CPU's."""
+    count = len(x) * x.shape[2] * x.shape[3]
+    return max(1, min(count, TILE // hidden_dim)) if x.device.type == 'cpu' else max(1, count)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B * H * W, C), without a copy in channels_last memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def maps(flat: Tensor, like: Tensor) -> Tensor:
+    """(B * H * W, C) -> (B, C, H, W) in channels_last memory."""
+    batch, _, height, width = like.shape
+    return flat.view(batch, height, width, -1).permute(0, 3, 1, 2)

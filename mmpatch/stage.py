@@ -1,0 +1,41 @@
+"""Blocks in a row, behind a downsampling."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mmpatch.fast.forms import run
+
+
+class Stage(nn.Module):
+    """Downsampling, then blocks.
+
+    Args:
+        downsample: Applied first.
+        blocks: Applied in order.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, x: Tensor, tokens: Tensor | None = None, with_cp: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, C, H, W) and tokens (B, C, 1, T) or None -> (B, C', H', W') and tokens.
+
+        Tokens have no place on the map, so with them the blocks see one row of T + H * W tokens.
+        ``with_cp`` keeps little of every block for the backward pass.
+        """
+        x = self.downsample(x)
+        size = x.shape[2:]
+        if tokens is not None:
+            x = torch.cat([tokens, x.flatten(2).unsqueeze(2)], 3)
+        for block in self.blocks:
+            x = run(block, x, with_cp)
+        if tokens is None:
+            return x, None
+        count = tokens.shape[3]
+        return x[..., count:].squeeze(2).unflatten(2, size), x[..., :count]
