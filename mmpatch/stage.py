@@ -32,7 +32,9 @@ class Stage(nn.Module):
         x = self.downsample(x)
         size = x.shape[2:]
         if tokens is not None:
-            x = torch.cat([tokens, x.flatten(2).unsqueeze(2)], 3)
+            # Joined as rows of channels, so that the memory stays channels_last.
+            rows = [tokens.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)]
+            x = torch.cat(rows, 2).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = run(block, x, with_cp)
         if tokens is None:

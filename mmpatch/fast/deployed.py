@@ -3,23 +3,24 @@
 All take and give (B, C, H, W) in channels_last memory, which they see as (B, H, W, C) or as tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Hidden values of an MLP that are made and used up at a time: they stay in the cache, and in memory
-#: that the allocator keeps, which it does not above some MiB.
-TILE = 2**19
+from mmpatch.fast.functions import maps, step, tiles, tokens
+
 ONEDNN = torch.backends.mkldnn.is_available()
+ACTIVATIONS: dict[str, Any] = {'none': lambda x: x, 'gelu': F.gelu, 'relu': F.relu, 'swish': F.silu}
 
 
-class Linear(nn.Module):
-    """A product on tokens with an activation, or with a sum, in the same pass where oneDNN can.
+class Packed(nn.Module):
+    """Weight and bias, and the weight as oneDNN orders it, which is made when it is first used.
 
     Args:
-        weight: (out, in).
+        weight: Of a product or a convolution.
         bias: (out,).
     """
 
@@ -27,23 +28,61 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
         self.bias = nn.Parameter(bias.detach().clone().contiguous(), requires_grad=False)
+        self._packed: tuple[Any, Any] = None, None
+
+    def packed(self, pack: Callable[..., Tensor], *args: Any) -> Tensor:
+        """``pack(weight, *args)``, made once for a state of the weight; it serves all sizes."""
+        weight = self.weight
+        if weight.is_inference():  # a tensor that does not tell when it changes
+            return weight
+        state = weight.data_ptr(), weight._version
+        if self._packed[0] != state:
+            self._packed = state, pack(weight, *args)
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The order is oneDNN's own: copies make theirs."""
+        return {**self.__dict__, '_packed': (None, None)}
+
+
+class Linear(Packed):
+    """A product on tokens with an activation, or with a sum, in the same pass where oneDNN can.
+
+    The weight is (out, in).
+    """
 
     def forward(self, x: Tensor, act: str = 'none', add: Tensor | None = None) -> Tensor:
-        """(N, in) -> ``act(x W + b) + add``, (N, out)."""
-        if _onednn(x):
-            if add is not None and act == 'none':
-                return torch.ops.mkldnn._linear_pointwise.binary(
-                    x, add, self.weight, self.bias, 'add'
-                )
-            if add is None:
-                return torch.ops.mkldnn._linear_pointwise(
-                    x, self.weight, self.bias, act, [], 'none' if act == 'gelu' else ''
-                )
+        """(..., in) -> ``act(x W + b) + add``, (..., out)."""
+        if _onednn(x) and (add is None or act == 'none'):
+            rows = x.numel() // x.shape[-1]
+            weight = self.packed(torch.ops.mkldnn._reorder_linear_weight, rows)
+            if add is not None:
+                return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, self.bias, 'add')
+            return torch.ops.mkldnn._linear_pointwise(
+                x, weight, self.bias, act, [], 'none' if act == 'gelu' else ''
+            )
         y = ACTIVATIONS[act](F.linear(x, self.weight, self.bias))
         return y if add is None else y + add
 
 
-ACTIVATIONS: dict[str, Any] = {'none': lambda x: x, 'gelu': F.gelu, 'relu': F.relu, 'swish': F.silu}
+class Depthwise(Packed):
+    """Depthwise convolution of an odd kernel with an activation. The weight is (C, 1, k, k)."""
+
+    def forward(self, x: Tensor, act: str) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        channels, _, size, _ = self.weight.shape
+        pad = size // 2
+        if not _onednn(x):
+            return ACTIVATIONS[act](F.conv2d(x, self.weight, self.bias, 1, pad, 1, channels))
+        ones = [1, 1]
+        weight = self.packed(
+            torch.ops.mkldnn._reorder_convolution_weight,
+            *([pad, pad], ones, ones, channels, list(x.shape)),
+        )
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, self.bias, [pad, pad], ones, ones, channels,
+            act, [], 'none' if act == 'gelu' else '',
+        )  # fmt: skip
 
 
 class Norm(nn.Module):
@@ -61,10 +100,13 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if self.kind == 'token':
-            y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), eps=self.eps)
-            return y.permute(0, 3, 1, 2)
-        return F.group_norm(x, 1, eps=self.eps) if self.kind == 'sample' else x
+        if self.kind == 'sample':
+            return F.group_norm(x, 1, eps=self.eps)
+        return self.of_tokens(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C), where tokens do not depend on each other."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) if self.kind == 'token' else x
 
 
 class FusedMlp(nn.Module):
@@ -83,13 +125,13 @@ class FusedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); where tokens are many, the result overwrites ``x``."""
-        n, y = tokens(self.norm(x)), tokens(x)
-        step = TILE // len(self.fc1.bias)
-        if len(y) <= step or not _onednn(x):
-            return maps(self.fc2(self.fc1(n, self.act), add=y), x)
-        for i in range(0, len(y), step):
-            part = slice(i, i + step)
-            y[part] = self.fc2(self.fc1(n[part], self.act), add=y[part])
+        y, hidden_dim = tokens(x), len(self.fc1.bias)
+        if not _onednn(x) or step(x, hidden_dim) == len(y):
+            return maps(self.fc2(self.fc1(tokens(self.norm(x)), self.act), add=y), x)
+        whole = tokens(self.norm(x)) if self.norm.kind == 'sample' else None
+        for part in tiles(x, hidden_dim):
+            n = self.norm.of_tokens(y[part]) if whole is None else whole[part]
+            y[part] = self.fc2(self.fc1(n, self.act), add=y[part])
         return maps(y, x)
 
 
@@ -128,15 +170,23 @@ class FusedAttention(nn.Module):
     Args:
         norm: Statistics, the affine being in ``mixer.qkv``; or the norm as it was.
         mixer: Attention, alone or in windows, with folded products.
+        band: Rows of the map that are independent of the others, a row of windows; None for none.
     """
 
-    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, mixer: nn.Module, band: int | None) -> None:
         super().__init__()
-        self.norm, self.mixer = norm, mixer
+        self.norm, self.mixer, self.band = norm, mixer, band
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x + self.mixer(self.norm(x))
+        if self.band is None or not _onednn(x):
+            return x + self.mixer(self.norm(x))
+        y = torch.empty_like(x)
+        for start in range(0, x.shape[2], self.band):
+            rows = x[:, :, start : start + self.band]
+            mixed = self.mixer(self.norm(rows))
+            torch.add(rows, mixed, out=y[:, :, start : start + self.band])
+        return y
 
 
 class FusedAggregation(nn.Module):
@@ -233,21 +283,17 @@ class FusedConvMixerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        mixed = ACTIVATIONS[self.act](tokens(self.token_mixer(x)))
-        flat = tokens(x)
-        y = torch.addcmul(flat, mixed, self.scale1) if self.residual else mixed * self.scale1
-        return maps(torch.addcmul(self.shift2, self.mlp(y, self.act), self.scale2), x)
-
-
-def tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B * H * W, C), without a copy in channels_last memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def maps(flat: Tensor, like: Tensor) -> Tensor:
-    """(B * H * W, C) -> (B, C, H, W) in channels_last memory."""
-    batch, _, height, width = like.shape
-    return flat.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        if type(self.token_mixer) is Depthwise:
+            mixed = tokens(self.token_mixer(x, self.act))
+        else:
+            mixed = ACTIVATIONS[self.act](tokens(self.token_mixer(x)))
+        flat, kept = tokens(x), _onednn(x)  # inside a graph nothing is written in place
+        if self.residual:
+            y = torch.addcmul(flat, mixed, self.scale1, out=mixed if kept else None)
+        else:
+            y = mixed * self.scale1
+        z = self.mlp(y, self.act)
+        return maps(torch.addcmul(self.shift2, z, self.scale2, out=z if kept else None), x)
 
 
 def _onednn(x: Tensor) -> bool:

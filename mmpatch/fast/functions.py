@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
-#: Hidden values of an MLP that are made and used up at a time on a CPU: they stay in the cache and in
-#: memory that the allocator keeps.
+#: Hidden values of an MLP that are made and used up at a time on a CPU: they stay in the cache.
 TILE = 2**20
 
 
@@ -405,16 +404,16 @@ def _of_tokens(keep: Tensor | None, x: Tensor) -> Tensor | None:
 
 def tiles(x: Tensor, hidden_dim: int) -> Iterator[slice]:
     """Parts of the tokens of a map that go through an MLP at a time."""
-    count = len(x) * x.shape[2] * x.shape[3]
     size = step(x, hidden_dim)
-    for start in range(0, count, size):
+    for start in range(0, len(x) * x.shape[2] * x.shape[3], size):
         yield slice(start, start + size)
 
 
 def step(x: Tensor, hidden_dim: int) -> int:
-    """Tokens of a part: all, where the memory is not the CPU's."""
+    """Tokens of a part, about as many in each; all, where the memory is not the CPU's."""
     count = len(x) * x.shape[2] * x.shape[3]
-    return max(1, min(count, TILE // hidden_dim)) if x.device.type == 'cpu' else max(1, count)
+    parts = max(1, round(count * hidden_dim / TILE)) if x.device.type == 'cpu' else 1
+    return -(-count // parts)
 
 
 def tokens(x: Tensor) -> Tensor:

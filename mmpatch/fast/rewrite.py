@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpatch.backbones import MetaFormer
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.fast.deployed import (
+    Depthwise,
     FusedAggregation,
     FusedAttention,
     FusedBlock,
@@ -83,12 +84,15 @@ def _fused_mixer(
         return FusedPooling(mixer.pool, weight if scale is None else weight * scale, kind.eps)
     inner = mixer.mixer if type(mixer) is Windowed else mixer
     if type(inner) is Attention:
-        _set(inner.proj, *_scaled(inner.proj.weight, inner.proj.bias, scale))
+        inner.proj = Linear(*_scaled(inner.proj.weight, inner.proj.bias, scale))
+        band = mixer.window_size if type(mixer) is Windowed and kind.kind == 'token' else None
         if mixer is not inner and bias.any():
             # Windows are filled up with zeros behind the norm, which a folded bias would shift.
-            return FusedAttention(norm, mixer)
-        _set(inner.qkv, *_into(inner.qkv.weight, inner.qkv.bias, weight, bias))
-        return FusedAttention(kind, mixer)
+            ones = torch.ones_like(weight)
+            inner.qkv = Linear(*_into(inner.qkv.weight, inner.qkv.bias, ones, 0 * bias))
+            return FusedAttention(norm, mixer, band)
+        inner.qkv = Linear(*_into(inner.qkv.weight, inner.qkv.bias, weight, bias))
+        return FusedAttention(kind, mixer, band)
     if type(mixer) is ContextAggregation and kind.kind == 'none':
         return _fused_aggregation(mixer, weight, bias, scale)
     return None
@@ -120,9 +124,12 @@ def _fused_convmixer(block: ConvMixerBlock) -> nn.Module:
         return block
     ones = torch.ones_like(norm1[1])
     mlp = Linear(*_into(_matrix(block.mlp), block.mlp.bias, ones, norm1[2]))
-    return FusedConvMixerBlock(
-        block.token_mixer, act, norm1[1], mlp, norm2[1], norm2[2], block.residual
-    )
+    mixer = block.token_mixer
+    if type(mixer) is DepthwiseConv and mixer.conv.kernel_size[0] % 2:
+        conv = mixer.conv
+        zero = conv.weight.new_zeros(len(conv.weight))
+        mixer = Depthwise(conv.weight, zero if conv.bias is None else conv.bias)
+    return FusedConvMixerBlock(mixer, act, norm1[1], mlp, norm2[1], norm2[2], block.residual)
 
 
 def _affine(norm: nn.Module) -> tuple[Norm, Tensor, Tensor] | None:
@@ -161,11 +168,6 @@ def _scaled(weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> tuple[
     """Product whose result is scaled."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return (weight, bias) if scale is None else (weight * scale[:, None], bias * scale)
-
-
-def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    layer.weight = nn.Parameter(weight.contiguous())
-    layer.bias = nn.Parameter(bias.contiguous())
 
 
 def _with_identity(pos_embed: nn.Module | None) -> nn.Module | None:
