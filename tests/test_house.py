@@ -36,6 +36,10 @@ RULES = {
     'mixers know no block or backbone': ('mixers', BUILT[1:]),
     'blocks know no mixer': ('blocks.py', ['mmpatch.mixers', 'mmpatch.backbones']),
     'checkpoints know no network': ('checkpoint', BUILT),
+    'only the rewriting of fast forms knows backbones': (
+        ('fast/functions.py', 'fast/forms.py', 'fast/deployed.py', 'stage.py'),
+        BUILT[2:],
+    ),
     'the registry knows nothing of mmpatch': ('registry.py', ['mmpatch']),
     'only layers import timm': (
         ('blocks.py', 'mixers', 'backbones', 'checkpoint', 'compat', 'engine'),

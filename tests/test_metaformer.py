@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mmpatch.backbones import MetaFormer, PoolFormer
+from mmpatch.registry import MODELS
 
 TINY = {'depths': (1, 1, 2, 1), 'dims': (8, 16, 24, 32), 'layer_scale': 0.5}
 
@@ -60,6 +61,25 @@ def test_checkpointing_changes_neither_outputs_nor_gradients(torch_seed):
         torch.cat([y.flatten() for y in model(x)]).square().sum().backward()
     for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_compiling_is_a_setting_of_the_backbone(torch_seed):
+    torch.compiler.reset()
+    plain = PoolFormer(**TINY)
+    compiled = MODELS.build(
+        {
+            'type': 'mmpatch.PoolFormer',
+            **TINY,
+            'compile': {'backend': 'aot_eager', 'fullgraph': True},
+        }
+    )
+    compiled.load_state_dict(plain.state_dict())  # strictly: names stay
+    x = torch.randn(2, 3, 64, 64)
+    for model in (plain, compiled):
+        torch.cat([y.flatten() for y in model(x)]).square().sum().backward()
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 4])

@@ -70,6 +70,8 @@ class MetaFormer(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
         norm_eval: Whether batch norms keep their statistics in training.
         with_cp: Whether blocks recompute their activations in the backward pass, to save memory.
+        compile: True or arguments of :func:`torch.compile` for the backbone alone; its parameters
+            keep their names.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads published weights strictly: see
             :func:`mmpatch.checkpoint.load_pretrained`.
 
@@ -108,6 +110,7 @@ class MetaFormer(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        compile: bool | dict[str, Any] = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -181,6 +184,8 @@ class MetaFormer(BaseModule):
         )
         self._check_tokens()
         self._freeze()
+        if compile:
+            self.compile(**({} if compile is True else compile))
 
     @classmethod
     def arch_settings(cls, arch: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpatch.fast.functions import maps, step, tiles, tokens
+from mmpatch.fast.layout import channels_last, maps, step, tiles, tokens
 
 ONEDNN = torch.backends.mkldnn.is_available()
 ACTIVATIONS: dict[str, Any] = {'none': lambda x: x, 'gelu': F.gelu, 'relu': F.relu, 'swish': F.silu}
@@ -155,6 +155,7 @@ class FusedPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        x = channels_last(x)
         batch, channels, height, width = x.shape
         _, _, rstd = torch.native_group_norm(
             x, None, None, batch, channels, height * width, 1, self.eps

@@ -11,10 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.fast import functions as fast
+from mmpatch.fast.layout import channels_last
+from mmpatch.fast.parts import GELU, RELU, SILU, BatchNorm, GroupNorm, LayerNorm
 from mmpatch.layers import GroupNorm1, LayerNorm2d, LayerScale, Mlp
 from mmpatch.mixers import Attention, Pooling
 
-ACTS = {nn.GELU: fast.GELU, nn.ReLU: fast.RELU, nn.SiLU: fast.SILU}
+ACTS = {nn.GELU: GELU, nn.ReLU: RELU, nn.SiLU: SILU}
 _on = True
 
 
@@ -45,6 +47,8 @@ def run(block: nn.Module, x: Tensor, with_cp: bool = False) -> Tensor:
             PoolFormer block, the input of any other block.
     """
     form = _form(block, x)
+    if form is not None:
+        x = channels_last(x)
     if with_cp and form is _pooling_block:
         return form(block, x, again=True)
     call = block if form is None else lambda y: form(block, y)
@@ -69,7 +73,7 @@ def _form(block: Any, x: Tensor) -> Any:
     if not _known_scale(block.layer_scale1) or block.pos_embed is not None:
         return _mlp_only
     mixer = block.token_mixer
-    if type(mixer) is Pooling and isinstance(norm1, fast.GroupNorm) and norm1.groups == 1:
+    if type(mixer) is Pooling and isinstance(norm1, GroupNorm) and norm1.groups == 1:
         return _pooling_block
     if type(mixer) is Attention and norm1 is not None:
         linear = type(mixer.qkv) is nn.Linear and type(mixer.proj) is nn.Linear
@@ -127,7 +131,7 @@ def _mlp_only(block: Any, x: Tensor) -> Tensor:
 
 
 def _convmixer_block(block: Any, x: Tensor) -> Tensor:
-    u = block.token_mixer(x)
+    u = channels_last(block.token_mixer(x))
     keep = _keep(block, x)
     norms = (_norm(block.norm1, True), _norm(block.norm2, True))
     parameters = (
@@ -142,11 +146,11 @@ def _convmixer_block(block: Any, x: Tensor) -> Tensor:
 
 def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any) -> Tensor:
     norm, mlp = block.norm2, block.mlp
-    keep1, *projection = projection or (None,)
+    keep1, *rest = projection or (None,)
     return _apply(
         fast.Mlp, x, mixed, keep1, _keep(block, x), _norm(norm, True), ACTS[type(mlp.act)], again,
         _dtype(x), norm.weight, norm.bias, _matrix(mlp.fc1), mlp.fc1.bias, _matrix(mlp.fc2),
-        mlp.fc2.bias, _scale(block.layer_scale2), *projection,
+        mlp.fc2.bias, _scale(block.layer_scale2), *rest,
     )  # fmt: skip
 
 
@@ -161,20 +165,19 @@ def _apply(function: Any, *args: Any) -> Tensor:
         return function.forward(None, *args)
 
 
-def _norm(norm: nn.Module, counts: bool = False) -> Any:
+def _norm(norm: Any, counts: bool = False) -> Any:
     """What a norm computes; None for one of another kind. ``counts`` says that it is used now."""
     if getattr(norm, 'weight', None) is None or getattr(norm, 'bias', None) is None:
         return None
     if type(norm) in (nn.GroupNorm, GroupNorm1):
-        return fast.GroupNorm(norm.num_groups, norm.eps)
+        return GroupNorm(norm.num_groups, norm.eps)
     if type(norm) is LayerNorm2d:
-        return fast.LayerNorm(norm.eps)
+        return LayerNorm(norm.eps)
     if type(norm) is nn.BatchNorm2d and norm.momentum is not None and norm.track_running_stats:
+        mean, var, batches = (buffer for _, buffer in norm.named_buffers())
         if counts and norm.training:
-            norm.num_batches_tracked.add_(1)
-        return fast.BatchNorm(
-            norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
-        )
+            batches.add_(1)
+        return BatchNorm(mean, var, norm.training, norm.momentum, norm.eps)
     return None
 
 

@@ -3,115 +3,19 @@
 Autograd keeps the output of every norm, activation and scale. These keep the input of the branch
 and, unless told to make it again, the input of the activation: norms and activations are made again
 from them, and the gradient of a scale follows from that of the product before it. On a CPU an MLP
-runs some tokens at a time, so that its hidden values stay in the cache.
+runs some tokens at a time, so that its hidden values stay in the cache. All maps that come in lie
+in channels_last memory.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-aten = torch.ops.aten
-#: Hidden values of an MLP that are made and used up at a time on a CPU: they stay in the cache.
-TILE = 2**20
-
-
-class Activation(NamedTuple):
-    """An activation and its gradient, from the gradient of its output and its input."""
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
-
-GELU = Activation(F.gelu, aten.gelu_backward)
-RELU = Activation(F.relu, lambda grad, x: aten.threshold_backward(grad, x, 0))
-SILU = Activation(F.silu, aten.silu_backward)
-
-
-class GroupNorm(NamedTuple):
-    """Statistics of each sample and group of channels."""
-
-    groups: int
-    eps: float
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> the same normalised, and what ``backward`` needs besides."""
-        return torch.native_group_norm(x, weight, bias, *self._sizes(x), self.groups, self.eps)
-
-    def again(self, x: Tensor, weight: Tensor, bias: Tensor, *stats: Tensor) -> Tensor:
-        """What ``forward`` gave."""
-        return self.forward(x, weight, bias)[0]
-
-    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
-        """Gradients of the input, the weight and the bias."""
-        return aten.native_group_norm_backward(
-            grad, x, *stats, weight, *self._sizes(x), self.groups, [True, True, True]
-        )
-
-    def _sizes(self, x: Tensor) -> tuple[int, int, int]:
-        return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-
-
-class LayerNorm(NamedTuple):
-    """Statistics of each token."""
-
-    eps: float
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> the same normalised, and what ``backward`` needs besides."""
-        out, *stats = torch.native_layer_norm(tokens(x), [x.shape[1]], weight, bias, self.eps)
-        return maps(out, x), *stats
-
-    def again(self, x: Tensor, weight: Tensor, bias: Tensor, *stats: Tensor) -> Tensor:
-        """What ``forward`` gave."""
-        return self.forward(x, weight, bias)[0]
-
-    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
-        """Gradients of the input, the weight and the bias."""
-        out, *affine = aten.native_layer_norm_backward(
-            tokens(grad), tokens(x), [x.shape[1]], *stats, weight, weight, [True, True, True]
-        )
-        return maps(out, x), *affine
-
-
-class BatchNorm(NamedTuple):
-    """Statistics of each channel, of the batch or as they are stored."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    training: bool
-    momentum: float
-    eps: float
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> the same normalised, and what ``backward`` needs besides."""
-        out, *stats = torch.native_batch_norm(
-            x, weight, bias, self[0], self[1], self.training, self.momentum, self.eps
-        )
-        if not self.training:
-            # The stored statistics may be others by the time of the backward pass.
-            stats = [self.running_mean.clone(), torch.rsqrt(self.running_var + self.eps)]
-        return out, *stats
-
-    def again(self, x: Tensor, weight: Tensor, bias: Tensor, *stats: Tensor) -> Tensor:
-        """What ``forward`` gave, without another step of the running statistics."""
-        scale = weight * stats[1]
-        shift = bias - stats[0] * scale
-        return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1))
-
-    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
-        """Gradients of the input, the weight and the bias."""
-        mean, rstd = stats
-        var = rstd**-2 - self.eps
-        return aten.native_batch_norm_backward(
-            grad, x, weight, mean, var, mean, rstd, self.training, self.eps, [True, True, True]
-        )
-
-
-Norm = GroupNorm | LayerNorm | BatchNorm
+from mmpatch.fast.layout import channels_last, maps, step, tiles, tokens
+from mmpatch.fast.parts import Activation, Norm
 
 
 class Pool(torch.autograd.Function):
@@ -145,9 +49,10 @@ class Pool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of the inputs of :meth:`forward`."""
+        grad = channels_last(grad)
         x, keep, mean, rstd, weight, scale = ctx.saved_tensors
         window = [ctx.size, ctx.size], [1, 1], [ctx.size // 2, ctx.size // 2]
-        mixed = aten.avg_pool2d_backward(grad, x, *window, False, False, None).sub_(grad)
+        mixed = torch.ops.aten.avg_pool2d_backward(grad, x, *window, False, False, None).sub_(grad)
         of_factor = (x * mixed).sum((2, 3))
         if keep is not None:
             of_factor *= keep.view(-1, 1)
@@ -269,6 +174,7 @@ class Mlp(torch.autograd.Function):
             rest[ctx.count :],
         )
         norm, act, dtype = ctx.norm, ctx.act, ctx.dtype
+        grad = channels_last(grad)
         y = _project(x, mixed, keep1, dtype, *projection)
         n, g = tokens(norm.again(y, gamma, beta, *stats)), tokens(grad)
         factor = _of_tokens(keep, x)
@@ -294,7 +200,7 @@ class Mlp(torch.autograd.Function):
         of_projection: Any = ()
         if mixed is not None:
             w, b, scale1 = projection
-            dz = tokens(dy) if keep1 is None else tokens(dy) * _of_tokens(keep1, x)
+            dz = tokens(dy if keep1 is None else dy * keep1)
             da = (dz if scale1 is None else dz * scale1).to(dtype) @ w.to(dtype)
             dmixed = da.view(mixed.shape).to(mixed.dtype)
             dw = (dz.to(dtype).t() @ mixed.flatten(0, 1).to(dtype)).to(w.dtype)
@@ -338,6 +244,7 @@ class NormedMixing(torch.autograd.Function):
         """Gradients of the inputs of :meth:`forward`."""
         x, u, keep, v, gamma1, beta1, w, _, gamma2, _, *stats = ctx.saved_tensors
         stats1, stats2 = stats[: ctx.count], stats[ctx.count :]
+        grad = channels_last(grad)
         (norm1, norm2), act = ctx.norms, ctx.act
         dv, dgamma2, dbeta2 = norm2.backward(grad, act.forward(v), gamma2, *stats2)
         dv = tokens(act.backward(dv, v))
@@ -400,28 +307,3 @@ def _of_tokens(keep: Tensor | None, x: Tensor) -> Tensor | None:
     if keep is None:
         return None
     return keep.view(-1, 1).expand(-1, x.shape[2] * x.shape[3]).reshape(-1, 1)
-
-
-def tiles(x: Tensor, hidden_dim: int) -> Iterator[slice]:
-    """Parts of the tokens of a map that go through an MLP at a time."""
-    size = step(x, hidden_dim)
-    for start in range(0, len(x) * x.shape[2] * x.shape[3], size):
-        yield slice(start, start + size)
-
-
-def step(x: Tensor, hidden_dim: int) -> int:
-    """Tokens of a part, about as many in each; all, where the memory is not the CPU's."""
-    count = len(x) * x.shape[2] * x.shape[3]
-    parts = max(1, round(count * hidden_dim / TILE)) if x.device.type == 'cpu' else 1
-    return -(-count // parts)
-
-
-def tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B * H * W, C), without a copy in channels_last memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def maps(flat: Tensor, like: Tensor) -> Tensor:
-    """(B * H * W, C) -> (B, C, H, W) in channels_last memory."""
-    batch, _, height, width = like.shape
-    return flat.view(batch, height, width, -1).permute(0, 3, 1, 2)

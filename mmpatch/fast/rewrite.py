@@ -82,16 +82,18 @@ def _fused_mixer(
     kind, weight, bias = parts
     if type(mixer) is Pooling and kind.kind == 'sample':
         return FusedPooling(mixer.pool, weight if scale is None else weight * scale, kind.eps)
-    inner = mixer.mixer if type(mixer) is Windowed else mixer
-    if type(inner) is Attention:
-        inner.proj = Linear(*_scaled(inner.proj.weight, inner.proj.bias, scale))
+    inner: Any = mixer.mixer if type(mixer) is Windowed else mixer
+    if Attention is type(inner):
+        inner.add_module('proj', Linear(*_scaled(inner.proj.weight, inner.proj.bias, scale)))
         band = mixer.window_size if type(mixer) is Windowed and kind.kind == 'token' else None
         if mixer is not inner and bias.any():
             # Windows are filled up with zeros behind the norm, which a folded bias would shift.
             ones = torch.ones_like(weight)
-            inner.qkv = Linear(*_into(inner.qkv.weight, inner.qkv.bias, ones, 0 * bias))
+            inner.add_module(
+                'qkv', Linear(*_into(inner.qkv.weight, inner.qkv.bias, ones, 0 * bias))
+            )
             return FusedAttention(norm, mixer, band)
-        inner.qkv = Linear(*_into(inner.qkv.weight, inner.qkv.bias, weight, bias))
+        inner.add_module('qkv', Linear(*_into(inner.qkv.weight, inner.qkv.bias, weight, bias)))
         return FusedAttention(kind, mixer, band)
     if type(mixer) is ContextAggregation and kind.kind == 'none':
         return _fused_aggregation(mixer, weight, bias, scale)
