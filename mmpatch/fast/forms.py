@@ -16,6 +16,9 @@ from mmpatch.fast.parts import GELU, RELU, SILU, BatchNorm, GroupNorm, LayerNorm
 from mmpatch.layers import GroupNorm1, LayerNorm2d, LayerScale, Mlp
 from mmpatch.mixers import Attention, Pooling
 
+#: Of MLPs with so many channels or fewer, hidden tokens are made again in the backward pass, not
+#: kept: their product costs less than the memory (measured on a CPU, docs/performance.md).
+FEW_CHANNELS = 128
 ACTS = {nn.GELU: GELU, nn.ReLU: RELU, nn.SiLU: SILU}
 _on = True
 
@@ -148,7 +151,8 @@ def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any
     norm, mlp = block.norm2, block.mlp
     keep1, *rest = projection or (None,)
     return _apply(
-        fast.Mlp, x, mixed, keep1, _keep(block, x), _norm(norm, True), ACTS[type(mlp.act)], again,
+        fast.Mlp, x, mixed, keep1, _keep(block, x), _norm(norm, True), ACTS[type(mlp.act)],
+        again or x.shape[1] <= FEW_CHANNELS,
         _dtype(x), norm.weight, norm.bias, _matrix(mlp.fc1), mlp.fc1.bias, _matrix(mlp.fc2),
         mlp.fc2.bias, _scale(block.layer_scale2), *rest,
     )  # fmt: skip
