@@ -208,6 +208,13 @@ def test_parts_of_other_kinds_are_called(torch_seed):
     block.token_mixer = nn.Conv2d(4, 4, 3, padding=1)
     block.mlp.act = nn.GELU(approximate='tanh')
     torch.testing.assert_close(run(block, x), block(x))
+    block = golden.randomised(BLOCKS['pooling']()).train()
+    block.drop_path = nn.Dropout(0.5)  # drops values, not samples
+    outs = []
+    for call in (block, lambda x: run(block, x)):
+        torch.manual_seed(1)
+        outs.append(call(x))
+    torch.testing.assert_close(*outs)
 
 
 def test_second_derivatives_need_the_plain_form(torch_seed):

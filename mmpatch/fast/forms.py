@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.fast import functions as fast
+from mmpatch.fast.convmixer import NormedMixing
 from mmpatch.fast.layout import channels_last
 from mmpatch.fast.parts import GELU, RELU, SILU, BatchNorm, GroupNorm, LayerNorm
-from mmpatch.layers import GroupNorm1, LayerNorm2d, LayerScale, Mlp
+from mmpatch.layers import DropPath, GroupNorm1, LayerNorm2d, LayerScale, Mlp
 from mmpatch.mixers import Attention, Pooling
 
 #: Of MLPs with so many channels or fewer, hidden tokens are made again in the backward pass, not
@@ -66,8 +67,9 @@ def _form(block: Any, x: Tensor) -> Any:
     if norm2 is None:
         return None
     if type(block) is ConvMixerBlock:
-        plain = _is_product(block.mlp) and type(block.act) in ACTS and norm1 is not None
-        return _convmixer_block if plain and _known(block.act) else None
+        known = _is_product(block.mlp) and _known(block.act)
+        batch = isinstance(norm1, BatchNorm) and isinstance(norm2, BatchNorm)
+        return _convmixer_block if known and batch else None
     mlp = block.mlp
     if type(mlp) is not Mlp or not _known(mlp.act):
         return None
@@ -84,7 +86,7 @@ def _form(block: Any, x: Tensor) -> Any:
     return _mlp_only
 
 
-def _serves(block: nn.Module, x: Tensor) -> bool:
+def _serves(block: Any, x: Tensor) -> bool:
     """Whether nobody wants to see the parts of the block: no compiler, tracer, hook or mode."""
     return (
         _on
@@ -96,6 +98,8 @@ def _serves(block: nn.Module, x: Tensor) -> bool:
         and forward_ad._current_level < 0
         and x.numel() > 0
         and all(p.dtype == x.dtype for p in block.parameters())
+        and not torch.nn.modules.module._has_any_global_hook()
+        and type(block.drop_path) in (nn.Identity, DropPath)
         and not any(
             m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
             for m in block.modules()
@@ -142,9 +146,7 @@ def _convmixer_block(block: Any, x: Tensor) -> Tensor:
         block.norm2.weight, block.norm2.bias,
     )  # fmt: skip
     rest = x if block.residual else None
-    return _apply(
-        fast.NormedMixing, rest, u, keep, norms, ACTS[type(block.act)], _dtype(x), *parameters
-    )
+    return _apply(NormedMixing, rest, u, keep, norms, ACTS[type(block.act)], _dtype(x), *parameters)
 
 
 def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any) -> Tensor:

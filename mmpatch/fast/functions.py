@@ -209,62 +209,6 @@ class Mlp(torch.autograd.Function):
         return dy, dmixed, *6 * (None,), *affine, *second, *of_projection
 
 
-class NormedMixing(torch.autograd.Function):
-    """ConvMixer's block behind its convolution: ``norm2(act(linear(x + keep * norm1(act(u)))))``.
-
-    Keeps the inputs of both activations. Everything between is elementwise, and made again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor | None,
-        u: Tensor,
-        keep: Tensor | None,
-        norms: tuple[Norm, Norm],
-        act: Activation,
-        dtype: torch.dtype,
-        *parameters: Tensor,
-    ) -> Tensor:
-        """(B, C, H, W), twice -> (B, C, H, W); without a residual ``x`` is None."""
-        gamma1, beta1, w, b, gamma2, beta2 = parameters
-        y, *stats1 = norms[0].forward(act.forward(u), gamma1, beta1)
-        y = _residual(x, y, keep)
-        v = maps(F.linear(tokens(y).to(dtype), w.to(dtype), b.to(dtype)), u)
-        del y
-        out, *stats2 = norms[1].forward(act.forward(v), gamma2, beta2)
-        if ctx is not None:
-            ctx.norms, ctx.act, ctx.dtype, ctx.count = norms, act, dtype, len(stats1)
-            ctx.save_for_backward(x, u, keep, v, *parameters, *stats1, *stats2)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Gradients of the inputs of :meth:`forward`."""
-        x, u, keep, v, gamma1, beta1, w, _, gamma2, _, *stats = ctx.saved_tensors
-        stats1, stats2 = stats[: ctx.count], stats[ctx.count :]
-        grad = channels_last(grad)
-        (norm1, norm2), act = ctx.norms, ctx.act
-        dv, dgamma2, dbeta2 = norm2.backward(grad, act.forward(v), gamma2, *stats2)
-        dv = tokens(act.backward(dv, v))
-        a = act.forward(u)
-        y = _residual(x, norm1.again(a, gamma1, beta1, *stats1), keep)
-        dw = (dv.t() @ tokens(y).to(ctx.dtype)).to(w.dtype)
-        del y
-        dy = maps((dv @ w.to(ctx.dtype)).to(u.dtype), u)
-        du, dgamma1, dbeta1 = norm1.backward(dy if keep is None else dy * keep, a, gamma1, *stats1)
-        return (
-            None if x is None else dy, act.backward(du, u), *4 * (None,),
-            dgamma1, dbeta1, dw, dv.sum(0).to(w.dtype), dgamma2, dbeta2,
-        )  # fmt: skip
-
-
-def _residual(x: Tensor | None, branch: Tensor, keep: Tensor | None) -> Tensor:
-    branch = branch if keep is None else branch * keep
-    return branch if x is None else x + branch
-
-
 def _project(
     x: Tensor,
     mixed: Tensor | None,

@@ -95,6 +95,11 @@ class BatchNorm(NamedTuple):
         shift = bias - stats[0] * scale
         return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1))
 
+    def affine(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (C,), that the norm is with its stored statistics."""
+        scale = weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, bias - self.running_mean * scale
+
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
         """Gradients of the input, the weight and the bias."""
         mean, rstd = stats

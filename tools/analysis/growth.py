@@ -2,24 +2,27 @@
 
     python tools/analysis/growth.py --out growth.json --plot growth.png
 
-For each network: seconds of inference (median of 7, of 3 from 1024 on) and bytes that autograd
-keeps of a forward pass, the exponents of both against pixels (least squares on logarithms), and the
-share of a quadratic part in the time at 2048 squared (least squares of ``a + b n + c n**2``, none
-below zero, relative errors).
+For each network: seconds of inference (median of 7, of 3 from 1024 on), those of its attention
+alone, and bytes that autograd keeps of a forward pass, with their exponents against pixels (least
+squares on logarithms).
 """
 
 import argparse
 import json
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
+import torch.nn.functional as F
 from benchmark import kept_bytes, measure, versions
-from scipy.optimize import nnls
 
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
 
@@ -31,43 +34,75 @@ VIT = {'with_cls_token': False, 'out_norm': False}
 WINDOW = {'type': 'Windowed', 'mixer': {'type': 'Attention', 'num_heads': 3}, 'window_size': 16}
 NETWORKS: dict[str, Callable[[], MetaFormer]] = {
     'PoolFormer-S12': lambda: PoolFormer('s12', out_norm=False),
-    'ConvMixer-512/12, patch 8': lambda: ConvMixer('512/12', patch_size=8, out_norm=False),
+    'ConvMixer-1024/20': lambda: ConvMixer('1024/20', out_norm=False),
     'ViT-Ti, windows of 16': lambda: VisionTransformer('tiny', token_mixers=WINDOW, **VIT),
     'CONTAINER-Light': lambda: Container('light', out_norm=False),
     'ViT-Ti, global': lambda: VisionTransformer('tiny', **VIT),
 }
 
 
-def exponent(pixels: np.ndarray, values: np.ndarray) -> float:
-    return float(np.polyfit(np.log(pixels), np.log(values), 1)[0])
+def exponent(values: list[float]) -> float:
+    return float(np.polyfit(np.log(np.square(SIDES)), np.log(values), 1)[0])
 
 
-def quadratic_share(pixels: np.ndarray, values: np.ndarray) -> float:
-    """Share of the quadratic part at the largest size."""
-    n = pixels / pixels[-1]
-    terms = np.stack([np.ones_like(n), n, n**2], 1)
-    found, _ = nnls(terms / values[:, None], np.ones_like(values))
-    return float(found[2] / (found @ terms[-1]))
+@contextmanager
+def timed_attention() -> Iterator[list[float]]:
+    """Seconds of each attention call within."""
+    calls: list[float] = []
+    attend = F.scaled_dot_product_attention
+
+    def timed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        start = time.perf_counter()
+        out = attend(*args, **kwargs)
+        calls.append(time.perf_counter() - start)
+        return out
+
+    F.scaled_dot_product_attention = timed
+    try:
+        yield calls
+    finally:
+        F.scaled_dot_product_attention = attend
 
 
-def measured(model: MetaFormer) -> dict[str, list[float]]:
-    seconds, kept = [], []
+def measured(model: MetaFormer) -> dict[str, Any]:
+    found: dict[str, Any] = {'seconds': [], 'attention_seconds': [], 'kept_bytes': []}
     for side in SIDES:
         x = torch.randn(1, 3, side, side)
         model.eval()
         with torch.no_grad():
             times = measure({'': lambda x=x: model(x)}, 7 if side < 1024 else 3)
-        seconds.append(times[''])
+            with timed_attention() as calls:
+                model(x)
+        found['seconds'].append(times[''])
+        found['attention_seconds'].append(sum(calls))
         model.train()
-        kept.append(kept_bytes(model, lambda x=x: model(x)))
-    return {'seconds': seconds, 'kept_bytes': kept}
+        found['kept_bytes'].append(kept_bytes(model, lambda x=x: model(x)))
+    found['time_exponent'] = exponent(found['seconds'])
+    found['kept_exponent'] = exponent(found['kept_bytes'])
+    if sum(found['attention_seconds']):
+        found['attention_exponent'] = exponent(found['attention_seconds'])
+        found['attention_share'] = found['attention_seconds'][-1] / found['seconds'][-1]
+    return found
+
+
+def show(name: str, values: dict[str, Any]) -> None:
+    line = f'{name:22} exponents: time {values["time_exponent"]:.3f}, kept bytes '
+    line += f'{values["kept_exponent"]:.3f}'
+    if 'attention_share' in values:
+        line += f', attention {values["attention_exponent"]:.2f}, '
+        line += f'its share of the time at the end {values["attention_share"]:.2f}'
+    print(line, flush=True)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
     pixels = np.square(SIDES)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name, values in found.items():
-        axes[0].loglog(pixels, np.array(values['seconds']) / pixels * 1e6, 'o-', label=name)
+        per = np.array(values['seconds']) / pixels * 1e6
+        (line,) = axes[0].loglog(pixels, per, 'o-', label=name)
+        if 'attention_share' in values:
+            part = np.array(values['attention_seconds']) / pixels * 1e6
+            axes[0].loglog(pixels, part, ':', color=line.get_color(), label='its attention')
         axes[1].loglog(pixels, np.array(values['kept_bytes']) / pixels / 1024, 'o-', label=name)
     axes[0].set_ylabel('seconds a megapixel, inference')
     axes[1].set_ylabel('KiB kept a pixel, training')
@@ -76,7 +111,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.set_xticks(pixels[::2], [f'{side}²' for side in SIDES[::2]])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=7)
     figure.suptitle('What is linear in the pixels is level')
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -93,21 +128,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    pixels = np.square(SIDES).astype(float)
     found: dict[str, Any] = {}
-    print('network                    time: exponent, quadratic share   kept: exponent')
     for name in args.networks:
-        values: dict[str, Any] = measured(NETWORKS[name]())
-        seconds, kept = np.array(values['seconds']), np.array(values['kept_bytes'], float)
-        values['time_exponent'] = exponent(pixels, seconds)
-        values['time_quadratic_share'] = quadratic_share(pixels, seconds)
-        values['kept_exponent'] = exponent(pixels, kept)
-        found[name] = values
-        print(
-            f'{name:26} {values["time_exponent"]:14.3f} {values["time_quadratic_share"]:17.2f}'
-            f' {values["kept_exponent"]:16.3f}'
-        )
-        sys.stdout.flush()
+        if len(args.networks) == 1:
+            found[name] = measured(NETWORKS[name]())
+            show(name, found[name])
+            break
+        with tempfile.TemporaryDirectory() as folder:  # what one network leaves helps no other
+            out = Path(folder, 'run.json')
+            command = [sys.executable, __file__, '--networks', name, '--out', str(out)]
+            subprocess.run([*command, '--threads', str(args.threads)], check=True)
+            found.update(json.loads(out.read_text())['networks'])
     if args.plot:
         draw(found, args.plot)
     if args.out:
