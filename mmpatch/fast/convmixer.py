@@ -79,16 +79,15 @@ def _of_tokens(
 ) -> Tensor:
     """The same with stored statistics, when tokens do not depend on each other: part by part."""
     gamma1, beta1, w, b, gamma2, beta2 = parameters
-    (scale1, shift1), (scale2, shift2) = (
-        norms[0].affine(gamma1, beta1),
-        norms[1].affine(gamma2, beta2),
-    )
+    scale1, shift1 = norms[0].affine(gamma1, beta1)
+    scale2, shift2 = norms[1].affine(gamma2, beta2)
     flat_u, flat_x = tokens(u), None if x is None else tokens(x)
     out, v, c = torch.empty_like(flat_u), w.to(dtype), b.to(dtype)
-    for part in tiles(u, len(w)):
-        y = torch.addcmul(shift1, act.forward(flat_u[part]), scale1)
+    for part in tiles(u, 4 * len(w)):  # there are four arrays of a part at a time
+        y = act.forward(flat_u[part])
+        torch.addcmul(shift1, y, scale1, out=y)
         if flat_x is not None:
-            y += flat_x[part]
+            y = y.add_(flat_x[part]) if y.dtype == out.dtype else y + flat_x[part]
         z = act.forward(F.linear(y.to(dtype), v, c))
         torch.addcmul(shift2, z.to(out.dtype), scale2, out=out[part])
     return maps(out, u)

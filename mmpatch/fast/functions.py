@@ -169,10 +169,8 @@ class Mlp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of the inputs of :meth:`forward`."""
         x, mixed, keep1, keep, hidden, *rest = ctx.saved_tensors
-        (gamma, beta, w1, b1, w2, b2, scale, *projection), stats = (
-            rest[: ctx.count],
-            rest[ctx.count :],
-        )
+        gamma, beta, w1, b1, w2, b2, scale, *projection = rest[: ctx.count]
+        stats = rest[ctx.count :]
         norm, act, dtype = ctx.norm, ctx.act, ctx.dtype
         grad = channels_last(grad)
         y = _project(x, mixed, keep1, dtype, *projection)
