@@ -127,6 +127,16 @@ def test_blocks_that_no_rewrite_knows_stay(torch_seed):
     assert type(deployed.stages[0].blocks[0]).__name__ == 'MetaFormerBlock'
 
 
+def test_an_approximate_activation_stays(torch_seed):
+    model = golden.randomised(TINY['PoolFormer']())
+    model.stages[0].blocks[0].mlp.act = torch.nn.GELU(approximate='tanh')
+    deployed, x = deploy(model), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(deployed(x), model(x), strict=True):
+            assert relative_error(a, b) < 1e-5
+    assert type(deployed.stages[0].blocks[0]).__name__ == 'MetaFormerBlock'
+
+
 def test_context_aggregation_of_one_affinity_alone(torch_seed):
     model = golden.randomised(TILED['Container of free weights']())
     for stage, (alpha, beta) in zip(model.stages, ((0, 1), (1, 0), (0, 0), (-2, 3)), strict=True):

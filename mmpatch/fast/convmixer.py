@@ -31,7 +31,7 @@ class NormedMixing(torch.autograd.Function):
         """(B, C, H, W), twice -> (B, C, H, W); without a residual ``x`` is None."""
         gamma1, beta1, w, b, gamma2, beta2 = parameters
         if ctx is None and keep is None and not any(norm.training for norm in norms):
-            return _of_tokens(x, u, norms, act, dtype, *parameters)
+            return _part_by_part(x, u, norms, act, dtype, *parameters)
         y, *stats1 = norms[0].forward(act.forward(u), gamma1, beta1)
         y = _added(x, y, keep)
         v = maps(F.linear(tokens(y).to(dtype), w.to(dtype), b.to(dtype)), u)
@@ -69,7 +69,7 @@ def _added(x: Tensor | None, branch: Tensor, keep: Tensor | None) -> Tensor:
     return branch if x is None else x + branch
 
 
-def _of_tokens(
+def _part_by_part(
     x: Tensor | None,
     u: Tensor,
     norms: tuple[BatchNorm, BatchNorm],
@@ -77,10 +77,10 @@ def _of_tokens(
     dtype: torch.dtype,
     *parameters: Tensor,
 ) -> Tensor:
-    """The same with stored statistics, when tokens do not depend on each other: part by part."""
+    """The same with stored statistics, when tokens do not depend on each other."""
     gamma1, beta1, w, b, gamma2, beta2 = parameters
-    scale1, shift1 = norms[0].affine(gamma1, beta1)
-    scale2, shift2 = norms[1].affine(gamma2, beta2)
+    scale1, shift1 = norms[0].affine(gamma1, beta1, *norms[0].stored())
+    scale2, shift2 = norms[1].affine(gamma2, beta2, *norms[1].stored())
     flat_u, flat_x = tokens(u), None if x is None else tokens(x)
     out, v, c = torch.empty_like(flat_u), w.to(dtype), b.to(dtype)
     for part in tiles(u, 4 * len(w)):  # there are four arrays of a part at a time

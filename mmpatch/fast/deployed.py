@@ -66,10 +66,21 @@ class Linear(Packed):
 
 
 class Depthwise(Packed):
-    """Depthwise convolution of an odd kernel with an activation. The weight is (C, 1, k, k)."""
+    """Depthwise convolution of an odd kernel with an activation.
 
-    def forward(self, x: Tensor, act: str) -> Tensor:
+    Args:
+        weight: (C, 1, k, k).
+        bias: (C,).
+        act: A key of ``ACTIVATIONS``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, act: str) -> None:
+        super().__init__(weight, bias)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        act = self.act
         channels, _, size, _ = self.weight.shape
         pad = size // 2
         if not _onednn(x):
@@ -257,8 +268,8 @@ class FusedConvMixerBlock(nn.Module):
     following product; ``norm2`` is a scale and a shift.
 
     Args:
-        mixer: Token mixer.
-        act: Activation, a key of ``ACTIVATIONS``.
+        mixer: Token mixer and the activation behind it.
+        act: Activation of the product, a key of ``ACTIVATIONS``.
         scale1: (C,).
         mlp: Product.
         scale2: (C,).
@@ -284,10 +295,7 @@ class FusedConvMixerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if type(self.token_mixer) is Depthwise:
-            mixed = tokens(self.token_mixer(x, self.act))
-        else:
-            mixed = ACTIVATIONS[self.act](tokens(self.token_mixer(x)))
+        mixed = tokens(self.token_mixer(x))
         flat, kept = tokens(x), _onednn(x)  # inside a graph nothing is written in place
         if self.residual:
             y = torch.addcmul(flat, mixed, self.scale1, out=mixed if kept else None)

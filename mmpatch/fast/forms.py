@@ -67,13 +67,10 @@ def _form(block: Any, x: Tensor) -> Any:
     if norm2 is None:
         return None
     if type(block) is ConvMixerBlock:
-        known = _is_product(block.mlp) and _known(block.act)
+        product = _is_product(block.mlp) and known(block.act)
         batch = isinstance(norm1, BatchNorm) and isinstance(norm2, BatchNorm)
-        return _convmixer_block if known and batch else None
-    mlp = block.mlp
-    if type(mlp) is not Mlp or not _known(mlp.act):
-        return None
-    if not _is_product(mlp.fc1) or not _is_product(mlp.fc2) or not _known_scale(block.layer_scale2):
+        return _convmixer_block if product and batch else None
+    if not known_mlp(block.mlp) or not _known_scale(block.layer_scale2):
         return None
     if not _known_scale(block.layer_scale1) or block.pos_embed is not None:
         return _mlp_only
@@ -111,7 +108,7 @@ def _pooling_block(block: Any, x: Tensor, again: bool = False) -> Tensor:
     norm, mixer = block.norm1, block.token_mixer
     x = _apply(
         fast.Pool, x, _keep(block, x), mixer.pool.kernel_size, norm.eps, norm.weight, norm.bias,
-        _scale(block.layer_scale1),
+        scale_of(block.layer_scale1),
     )  # fmt: skip
     return _mlp(block, x, again)
 
@@ -123,7 +120,7 @@ def _attention_block(block: Any, x: Tensor) -> Tensor:
         mixer.qkv.weight, mixer.qkv.bias,
     )  # fmt: skip
     mixed = mixer.mix(qkv, x.shape[2:]).transpose(1, 2).flatten(2)
-    projection = (mixer.proj.weight, mixer.proj.bias, _scale(block.layer_scale1))
+    projection = (mixer.proj.weight, mixer.proj.bias, scale_of(block.layer_scale1))
     return _mlp(block, x, False, mixed, _keep(block, x), *projection)
 
 
@@ -142,7 +139,7 @@ def _convmixer_block(block: Any, x: Tensor) -> Tensor:
     keep = _keep(block, x)
     norms = (_norm(block.norm1, True), _norm(block.norm2, True))
     parameters = (
-        block.norm1.weight, block.norm1.bias, _matrix(block.mlp), block.mlp.bias,
+        block.norm1.weight, block.norm1.bias, matrix(block.mlp), block.mlp.bias,
         block.norm2.weight, block.norm2.bias,
     )  # fmt: skip
     rest = x if block.residual else None
@@ -155,8 +152,8 @@ def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any
     return _apply(
         fast.Mlp, x, mixed, keep1, _keep(block, x), _norm(norm, True), ACTS[type(mlp.act)],
         again or x.shape[1] <= FEW_CHANNELS,
-        _dtype(x), norm.weight, norm.bias, _matrix(mlp.fc1), mlp.fc1.bias, _matrix(mlp.fc2),
-        mlp.fc2.bias, _scale(block.layer_scale2), *rest,
+        _dtype(x), norm.weight, norm.bias, matrix(mlp.fc1), mlp.fc1.bias, matrix(mlp.fc2),
+        mlp.fc2.bias, scale_of(block.layer_scale2), *rest,
     )  # fmt: skip
 
 
@@ -187,8 +184,14 @@ def _norm(norm: Any, counts: bool = False) -> Any:
     return None
 
 
-def _known(act: nn.Module) -> bool:
+def known(act: nn.Module) -> bool:
+    """Whether an activation is one of those that fast forms compute."""
     return type(act) in ACTS and getattr(act, 'approximate', 'none') == 'none'
+
+
+def known_mlp(mlp: Any) -> bool:
+    """Whether an MLP is the plain one: two products with a known activation between."""
+    return type(mlp) is Mlp and known(mlp.act) and _is_product(mlp.fc1) and _is_product(mlp.fc2)
 
 
 def _known_scale(layer: nn.Module) -> bool:
@@ -199,11 +202,13 @@ def _is_product(conv: nn.Module) -> bool:
     return type(conv) is nn.Conv2d and conv.bias is not None
 
 
-def _scale(layer: Any) -> Tensor | None:
-    return layer.scale if type(layer) is LayerScale else None
+def scale_of(layer: Any) -> Tensor | None:
+    """Scale of a residual branch, (C,); None without one."""
+    return layer.scale if isinstance(layer, LayerScale) else None
 
 
-def _matrix(conv: Any) -> Tensor:
+def matrix(conv: Any) -> Tensor:
+    """Weight of a 1x1 convolution, (out, in)."""
     return conv.weight.flatten(1)
 
 

@@ -86,19 +86,24 @@ class BatchNorm(NamedTuple):
         )
         if not self.training:
             # The stored statistics may be others by the time of the backward pass.
-            stats = [self.running_mean.clone(), torch.rsqrt(self.running_var + self.eps)]
+            stats = [statistic.clone() for statistic in self.stored()]
         return out, *stats
 
     def again(self, x: Tensor, weight: Tensor, bias: Tensor, *stats: Tensor) -> Tensor:
         """What ``forward`` gave, without another step of the running statistics."""
-        scale = weight * stats[1]
-        shift = bias - stats[0] * scale
+        scale, shift = self.affine(weight, bias, *stats)
         return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1))
 
-    def affine(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift, (C,), that the norm is with its stored statistics."""
-        scale = weight * torch.rsqrt(self.running_var + self.eps)
-        return scale, bias - self.running_mean * scale
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Mean and inverse deviation as they are stored."""
+        return self.running_mean, torch.rsqrt(self.running_var + self.eps)
+
+    def affine(
+        self, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (C,), that the norm is with such statistics."""
+        scale = weight * rstd
+        return scale, bias - mean * scale
 
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *stats: Tensor) -> Any:
         """Gradients of the input, the weight and the bias."""

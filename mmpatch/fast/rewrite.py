@@ -20,7 +20,7 @@ from mmpatch.fast.deployed import (
     Linear,
     Norm,
 )
-from mmpatch.layers import LayerScale
+from mmpatch.fast.forms import known, known_mlp, matrix, scale_of
 from mmpatch.mixers import Attention, ContextAggregation, DepthwiseConv, Pooling, Windowed
 
 ACTS = {nn.GELU: 'gelu', nn.ReLU: 'relu', nn.SiLU: 'swish'}
@@ -60,18 +60,18 @@ def _fused(block: nn.Module) -> nn.Module:
     if type(block) is not MetaFormerBlock:
         return block
     norm1, norm2 = _affine(block.norm1), _affine(block.norm2)
-    act = ACTS.get(type(block.mlp.act))
     pos_embed = _with_identity(block.pos_embed)
     unknown_position = block.pos_embed is not None and pos_embed is None
-    if norm1 is None or norm2 is None or act is None or unknown_position:
+    if norm1 is None or norm2 is None or not known_mlp(block.mlp) or unknown_position:
         return block
     # Last, since it changes the mixer: whoever returns the block itself must not have called it.
-    mixer = _fused_mixer(block.token_mixer, block.norm1, norm1, _scale(block.layer_scale1))
+    mixer = _fused_mixer(block.token_mixer, block.norm1, norm1, scale_of(block.layer_scale1))
     if mixer is None:
         return block
     kind, weight, bias = norm2
-    fc1 = _into(_matrix(block.mlp.fc1), block.mlp.fc1.bias, weight, bias)
-    fc2 = _scaled(_matrix(block.mlp.fc2), block.mlp.fc2.bias, _scale(block.layer_scale2))
+    fc1 = _into(matrix(block.mlp.fc1), block.mlp.fc1.bias, weight, bias)
+    fc2 = _scaled(matrix(block.mlp.fc2), block.mlp.fc2.bias, scale_of(block.layer_scale2))
+    act = ACTS[type(block.mlp.act)]
     return FusedBlock(pos_embed, mixer, FusedMlp(kind, Linear(*fc1), act, Linear(*fc2)))
 
 
@@ -83,15 +83,12 @@ def _fused_mixer(
     if type(mixer) is Pooling and kind.kind == 'sample':
         return FusedPooling(mixer.pool, weight if scale is None else weight * scale, kind.eps)
     inner: Any = mixer.mixer if type(mixer) is Windowed else mixer
-    if Attention is type(inner):
+    if type(inner) is Attention:
         inner.add_module('proj', Linear(*_scaled(inner.proj.weight, inner.proj.bias, scale)))
         band = mixer.window_size if type(mixer) is Windowed and kind.kind == 'token' else None
         if mixer is not inner and bias.any():
             # Windows are filled up with zeros behind the norm, which a folded bias would shift.
-            ones = torch.ones_like(weight)
-            inner.add_module(
-                'qkv', Linear(*_into(inner.qkv.weight, inner.qkv.bias, ones, 0 * bias))
-            )
+            inner.add_module('qkv', Linear(*_scaled(inner.qkv.weight, inner.qkv.bias, None)))
             return FusedAttention(norm, mixer, band)
         inner.add_module('qkv', Linear(*_into(inner.qkv.weight, inner.qkv.bias, weight, bias)))
         return FusedAttention(kind, mixer, band)
@@ -105,8 +102,8 @@ def _fused_aggregation(
 ) -> nn.Module | None:
     if type(mixer.static) not in (DepthwiseConv, type(None)):
         return None
-    qkv = Linear(*_into(_matrix(mixer.qkv), mixer.qkv.bias, weight, bias))
-    proj = Linear(*_scaled(_matrix(mixer.proj), mixer.proj.bias, scale))
+    qkv = Linear(*_into(matrix(mixer.qkv), mixer.qkv.bias, weight, bias))
+    proj = Linear(*_scaled(matrix(mixer.proj), mixer.proj.bias, scale))
     static = mixer.static.conv if mixer.static is not None else None
     alpha = torch.ones(1) if mixer.dynamic else None
     if mixer.dynamic and static is not None:
@@ -119,18 +116,18 @@ def _fused_aggregation(
 
 def _fused_convmixer(block: ConvMixerBlock) -> nn.Module:
     norm1, norm2 = _affine(block.norm1), _affine(block.norm2)
-    act = ACTS.get(type(block.act))
-    if norm1 is None or norm2 is None or act is None:
+    if norm1 is None or norm2 is None or not known(block.act):
         return block
     if norm1[0].kind != 'none' or norm2[0].kind != 'none':
         return block
     ones = torch.ones_like(norm1[1])
-    mlp = Linear(*_into(_matrix(block.mlp), block.mlp.bias, ones, norm1[2]))
-    mixer = block.token_mixer
+    mlp = Linear(*_into(matrix(block.mlp), block.mlp.bias, ones, norm1[2]))
+    act, mixer = ACTS[type(block.act)], block.token_mixer
     if type(mixer) is DepthwiseConv and mixer.conv.kernel_size[0] % 2:
         conv = mixer.conv
-        zero = conv.weight.new_zeros(len(conv.weight))
-        mixer = Depthwise(conv.weight, zero if conv.bias is None else conv.bias)
+        mixer = Depthwise(*_scaled(conv.weight, conv.bias, None), act)
+    else:
+        mixer = nn.Sequential(mixer, block.act)
     return FusedConvMixerBlock(mixer, act, norm1[1], mlp, norm2[1], norm2[2], block.residual)
 
 
@@ -148,14 +145,6 @@ def _affine(norm: nn.Module) -> tuple[Norm, Tensor, Tensor] | None:
     if isinstance(norm, nn.LayerNorm):
         return Norm('token', norm.eps), weight, bias
     return None
-
-
-def _scale(layer: nn.Module) -> Tensor | None:
-    return layer.scale if isinstance(layer, LayerScale) else None
-
-
-def _matrix(conv: Any) -> Tensor:
-    return conv.weight[:, :, 0, 0]
 
 
 def _into(

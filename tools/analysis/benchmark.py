@@ -91,9 +91,9 @@ def timm_forms(name: str, x: Tensor) -> tuple[nn.Module, nn.Module, Tensor]:
 def in_plain_forms(form: Callable[[], Any]) -> Callable[[], Any]:
     """The same, by the blocks as they are written."""
 
-    def run() -> None:
+    def run() -> Any:
         with plain_forms():
-            form()
+            return form()
 
     return run
 
@@ -196,18 +196,14 @@ def training(case: Case, repeats: int, with_compiler: bool) -> dict[str, Any]:
         if with_compiler:
             peer = torch.compile(last.forward_features)
             networks['timm compiled'] = last, lambda: peer(x_last)
-    networks['mmpatch plain form'] = model, lambda: model(x)[-1]
+    networks['mmpatch plain form'] = model, in_plain_forms(lambda: model(x)[-1])
     networks['mmpatch'] = model, lambda: model(x)[-1]
     networks['mmpatch with_cp'] = saving, lambda: saving(x)[-1]
-    forms: Forms = {}
-    kept = {}
-    for name, (network, forward) in networks.items():
-        kept[name] = 0
-        forms[name] = lambda forward=forward: forward().mean().backward()
-        count = lambda n=name, m=network, f=forward: kept.update({n: kept_bytes(m, f)})  # noqa: E731
-        if name == 'mmpatch plain form':
-            forms[name], count = in_plain_forms(forms[name]), in_plain_forms(count)
-        count()
+    kept = {name: kept_bytes(network, forward) for name, (network, forward) in networks.items()}
+    forms: Forms = {
+        name: lambda forward=forward: forward().mean().backward()
+        for name, (_, forward) in networks.items()
+    }
     return {'seconds': measure(forms, repeats), 'kept_bytes': kept}
 
 
