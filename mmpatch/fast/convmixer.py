@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmpatch.fast.layout import channels_last, maps, tiles, tokens
-from mmpatch.fast.parts import Activation, BatchNorm
+from mmpatch.fast.parts import BatchNorm
+from mmpatch.fast.products import ACTIVATIONS, linear, of_weight
 
 
 class NormedMixing(torch.autograd.Function):
@@ -24,7 +24,7 @@ class NormedMixing(torch.autograd.Function):
         u: Tensor,
         keep: Tensor | None,
         norms: tuple[BatchNorm, BatchNorm],
-        act: Activation,
+        act: str,
         dtype: torch.dtype,
         *parameters: Tensor,
     ) -> Tensor:
@@ -32,13 +32,14 @@ class NormedMixing(torch.autograd.Function):
         gamma1, beta1, w, b, gamma2, beta2 = parameters
         if ctx is None and keep is None and not any(norm.training for norm in norms):
             return _part_by_part(x, u, norms, act, dtype, *parameters)
-        y, *stats1 = norms[0].forward(act.forward(u), gamma1, beta1)
+        activate = ACTIVATIONS[act].forward
+        y, *stats1 = norms[0].forward(activate(u), gamma1, beta1)
         y = _added(x, y, keep)
-        v = maps(F.linear(tokens(y).to(dtype), w.to(dtype), b.to(dtype)), u)
+        v = maps(linear(tokens(y).to(dtype), w.to(dtype), b.to(dtype)), u)
         del y
-        out, *stats2 = norms[1].forward(act.forward(v), gamma2, beta2)
+        out, *stats2 = norms[1].forward(activate(v), gamma2, beta2)
         if ctx is not None:
-            ctx.norms, ctx.act, ctx.dtype, ctx.count = norms, act, dtype, len(stats1)
+            ctx.norms, ctx.act, ctx.dtype = norms, act, dtype
             ctx.save_for_backward(x, u, keep, v, *parameters, *stats1, *stats2)
         return out
 
@@ -47,16 +48,16 @@ class NormedMixing(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of the inputs of :meth:`forward`."""
         x, u, keep, v, gamma1, beta1, w, _, gamma2, _, *stats = ctx.saved_tensors
-        stats1, stats2 = stats[: ctx.count], stats[ctx.count :]
+        stats1, stats2 = stats[:2], stats[2:]
         grad = channels_last(grad)
-        (norm1, norm2), act = ctx.norms, ctx.act
+        (norm1, norm2), act = ctx.norms, ACTIVATIONS[ctx.act]
         dv, dgamma2, dbeta2 = norm2.backward(grad, act.forward(v), gamma2, *stats2)
         dv = tokens(act.backward(dv, v))
         a = act.forward(u)
         y = _added(x, norm1.again(a, gamma1, beta1, *stats1), keep)
-        dw = (dv.t() @ tokens(y).to(ctx.dtype)).to(w.dtype)
+        dw = of_weight(dv, tokens(y).to(ctx.dtype)).to(w.dtype)
         del y
-        dy = maps((dv @ w.to(ctx.dtype)).to(u.dtype), u)
+        dy = maps(linear(dv, w.to(ctx.dtype).t()).to(u.dtype), u)
         du, dgamma1, dbeta1 = norm1.backward(dy if keep is None else dy * keep, a, gamma1, *stats1)
         return (
             None if x is None else dy, act.backward(du, u), *4 * (None,),
@@ -73,7 +74,7 @@ def _part_by_part(
     x: Tensor | None,
     u: Tensor,
     norms: tuple[BatchNorm, BatchNorm],
-    act: Activation,
+    act: str,
     dtype: torch.dtype,
     *parameters: Tensor,
 ) -> Tensor:
@@ -84,10 +85,10 @@ def _part_by_part(
     flat_u, flat_x = tokens(u), None if x is None else tokens(x)
     out, v, c = torch.empty_like(flat_u), w.to(dtype), b.to(dtype)
     for part in tiles(u, 4 * len(w)):  # there are four arrays of a part at a time
-        y = act.forward(flat_u[part])
+        y = ACTIVATIONS[act].forward(flat_u[part])
         torch.addcmul(shift1, y, scale1, out=y)
         if flat_x is not None:
             y = y.add_(flat_x[part]) if y.dtype == out.dtype else y + flat_x[part]
-        z = act.forward(F.linear(y.to(dtype), v, c))
+        z = linear(y.to(dtype), v, c, act)
         torch.addcmul(shift2, z.to(out.dtype), scale2, out=out[part])
     return maps(out, u)

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpatch.fast.layout import channels_last, maps, step, tiles, tokens
-
-ONEDNN = torch.backends.mkldnn.is_available()
-ACTIVATIONS: dict[str, Any] = {'none': lambda x: x, 'gelu': F.gelu, 'relu': F.relu, 'swish': F.silu}
+from mmpatch.fast.products import ACTIVATIONS, attributes, linear, onednn
 
 
 class Packed(nn.Module):
@@ -53,15 +51,13 @@ class Linear(Packed):
 
     def forward(self, x: Tensor, act: str = 'none', add: Tensor | None = None) -> Tensor:
         """(..., in) -> ``act(x W + b) + add``, (..., out)."""
-        if _onednn(x) and (add is None or act == 'none'):
+        if onednn(x) and (add is None or act == 'none'):
             rows = x.numel() // x.shape[-1]
             weight = self.packed(torch.ops.mkldnn._reorder_linear_weight, rows)
-            if add is not None:
-                return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, self.bias, 'add')
-            return torch.ops.mkldnn._linear_pointwise(
-                x, weight, self.bias, act, [], 'none' if act == 'gelu' else ''
-            )
-        y = ACTIVATIONS[act](F.linear(x, self.weight, self.bias))
+            if add is None:
+                return linear(x, weight, self.bias, act)
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, self.bias, 'add')
+        y = linear(x, self.weight, self.bias, act)
         return y if add is None else y + add
 
 
@@ -80,11 +76,11 @@ class Depthwise(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        act = self.act
         channels, _, size, _ = self.weight.shape
         pad = size // 2
-        if not _onednn(x):
-            return ACTIVATIONS[act](F.conv2d(x, self.weight, self.bias, 1, pad, 1, channels))
+        if not onednn(x):
+            y = F.conv2d(x, self.weight, self.bias, 1, pad, 1, channels)
+            return ACTIVATIONS[self.act].forward(y)
         ones = [1, 1]
         weight = self.packed(
             torch.ops.mkldnn._reorder_convolution_weight,
@@ -92,7 +88,7 @@ class Depthwise(Packed):
         )
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, self.bias, [pad, pad], ones, ones, channels,
-            act, [], 'none' if act == 'gelu' else '',
+            *attributes(self.act),
         )  # fmt: skip
 
 
@@ -137,7 +133,7 @@ class FusedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); where tokens are many, the result overwrites ``x``."""
         y, hidden_dim = tokens(x), len(self.fc1.bias)
-        if not _onednn(x) or step(x, hidden_dim) == len(y):
+        if not onednn(x) or step(x, hidden_dim) == len(y):
             return maps(self.fc2(self.fc1(tokens(self.norm(x)), self.act), add=y), x)
         whole = tokens(self.norm(x)) if self.norm.kind == 'sample' else None
         for part in tiles(x, hidden_dim):
@@ -173,7 +169,7 @@ class FusedPooling(nn.Module):
         )
         step = rstd.view(-1, 1, 1, 1) * self.scale.view(1, -1, 1, 1)
         pooled = self.pool(x)
-        return torch.lerp(x, pooled, step, out=pooled) if _onednn(x) else x + step * (pooled - x)
+        return torch.lerp(x, pooled, step, out=pooled) if onednn(x) else x + step * (pooled - x)
 
 
 class FusedAttention(nn.Module):
@@ -191,7 +187,7 @@ class FusedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if self.band is None or not _onednn(x):
+        if self.band is None or not onednn(x):
             return x + self.mixer(self.norm(x))
         y = torch.empty_like(x)
         for start in range(0, x.shape[2], self.band):
@@ -296,22 +292,10 @@ class FusedConvMixerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         mixed = tokens(self.token_mixer(x))
-        flat, kept = tokens(x), _onednn(x)  # inside a graph nothing is written in place
+        flat, kept = tokens(x), onednn(x)  # inside a graph nothing is written in place
         if self.residual:
             y = torch.addcmul(flat, mixed, self.scale1, out=mixed if kept else None)
         else:
             y = mixed * self.scale1
         z = self.mlp(y, self.act)
         return maps(torch.addcmul(self.shift2, z, self.scale2, out=z if kept else None), x)
-
-
-def _onednn(x: Tensor) -> bool:
-    """Whether oneDNN's fused products serve: not inside a graph, which fuses by itself."""
-    return (
-        not torch.compiler.is_compiling()
-        and ONEDNN
-        and x.device.type == 'cpu'
-        and x.dtype == torch.float32
-        and not torch.jit.is_tracing()
-        and not torch.is_grad_enabled()
-    )

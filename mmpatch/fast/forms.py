@@ -13,14 +13,14 @@ from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.fast import functions as fast
 from mmpatch.fast.convmixer import NormedMixing
 from mmpatch.fast.layout import channels_last
-from mmpatch.fast.parts import GELU, RELU, SILU, BatchNorm, GroupNorm, LayerNorm
+from mmpatch.fast.parts import BatchNorm, GroupNorm, LayerNorm
 from mmpatch.layers import DropPath, GroupNorm1, LayerNorm2d, LayerScale, Mlp
 from mmpatch.mixers import Attention, Pooling
 
 #: Of MLPs with so many channels or fewer, hidden tokens are made again in the backward pass, not
 #: kept: their product costs less than the memory (measured on a CPU, docs/performance.md).
 FEW_CHANNELS = 128
-ACTS = {nn.GELU: GELU, nn.ReLU: RELU, nn.SiLU: SILU}
+ACTS = {nn.GELU: 'gelu', nn.ReLU: 'relu', nn.SiLU: 'swish'}
 _on = True
 
 

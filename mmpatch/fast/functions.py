@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmpatch.fast.layout import channels_last, maps, step, tiles, tokens
-from mmpatch.fast.parts import Activation, Norm
+from mmpatch.fast.layout import channels_last, maps, tiles, tokens
+from mmpatch.fast.parts import Norm
+from mmpatch.fast.products import ACTIVATIONS, linear, of_weight
 
 
 class Pool(torch.autograd.Function):
@@ -88,7 +89,7 @@ class NormedLinear(torch.autograd.Function):
             ctx.norm, ctx.dtype = norm, dtype
             ctx.save_for_backward(x, gamma, beta, w, b, *stats)
         bias = None if b is None else b.to(dtype)
-        return F.linear(tokens(normed).to(dtype), w.to(dtype), bias).unflatten(0, (len(x), -1))
+        return linear(tokens(normed).to(dtype), w.to(dtype), bias).unflatten(0, (len(x), -1))
 
     @staticmethod
     @once_differentiable
@@ -96,10 +97,10 @@ class NormedLinear(torch.autograd.Function):
         """Gradients of the inputs of :meth:`forward`."""
         x, gamma, beta, w, b, *stats = ctx.saved_tensors
         n, g = tokens(ctx.norm.again(x, gamma, beta, *stats)).to(ctx.dtype), grad.flatten(0, 1)
-        dn = (g @ w.to(ctx.dtype)).to(x.dtype)
+        dn = linear(g, w.to(ctx.dtype).t()).to(x.dtype)
         dx, dgamma, dbeta = ctx.norm.backward(maps(dn, x), x, gamma, *stats)
         db = None if b is None else g.sum(0).to(b.dtype)
-        return dx, None, None, dgamma, dbeta, (g.t() @ n).to(w.dtype), db
+        return dx, None, None, dgamma, dbeta, of_weight(g, n).to(w.dtype), db
 
 
 class Mlp(torch.autograd.Function):
@@ -117,7 +118,7 @@ class Mlp(torch.autograd.Function):
         keep1: Tensor | None,
         keep: Tensor | None,
         norm: Norm,
-        act: Activation,
+        act: str,
         again: bool,
         dtype: torch.dtype,
         *parameters: Any,
@@ -131,7 +132,7 @@ class Mlp(torch.autograd.Function):
             keep1: Factor of the projection, (B, 1, 1, 1), or None for 1.
             keep: The same for the MLP.
             norm: Its statistics.
-            act: Activation.
+            act: A key of ``ACTIVATIONS``.
             again: Whether the hidden tokens are made again in the backward pass, not kept.
             dtype: Of the products, as under autocast.
             *parameters: weight and bias of the norm, of the first and of the second product, and a
@@ -143,15 +144,17 @@ class Mlp(torch.autograd.Function):
         normed, *stats = norm.forward(y, gamma, beta)
         n, flat = tokens(normed), tokens(y)
         out = torch.empty_like(flat)
-        whole = ctx is not None and not again
-        rows = len(flat) if whole else step(x, len(w1))
-        hidden = flat.new_empty(rows, len(w1), dtype=dtype)
+        hidden = []
         factor = _of_tokens(keep, x)
-        v1, c1, v2, c2 = (p.to(dtype) for p in (w1.t(), b1, w2.t(), b2))
+        v1, c1, v2, c2 = (p.to(dtype) for p in (w1, b1, w2, b2))
         for part in tiles(x, len(w1)):
             m = n[part].to(dtype)
-            h = torch.addmm(c1, m, v1, out=hidden[part] if whole else hidden[: len(m)])
-            z = torch.addmm(c2, act.forward(h), v2)
+            if ctx is None or again:
+                a = linear(m, v1, c1, act)
+            else:
+                hidden.append(linear(m, v1, c1))
+                a = ACTIVATIONS[act].forward(hidden[-1])
+            z = linear(a, v2, c2)
             if factor is not None:
                 z = z * factor[part]
             if scale is None:
@@ -160,38 +163,37 @@ class Mlp(torch.autograd.Function):
                 torch.addcmul(flat[part], z.to(x.dtype), scale, out=out[part])
         if ctx is not None:
             ctx.norm, ctx.act, ctx.dtype, ctx.count = norm, act, dtype, len(parameters)
-            kept = None if again else hidden
-            ctx.save_for_backward(x, mixed, keep1, keep, kept, *parameters, *stats)
+            ctx.save_for_backward(x, mixed, keep1, keep, *parameters, *stats, *hidden)
         return maps(out, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of the inputs of :meth:`forward`."""
-        x, mixed, keep1, keep, hidden, *rest = ctx.saved_tensors
+        x, mixed, keep1, keep, *rest = ctx.saved_tensors
         gamma, beta, w1, b1, w2, b2, scale, *projection = rest[: ctx.count]
-        stats = rest[ctx.count :]
-        norm, act, dtype = ctx.norm, ctx.act, ctx.dtype
+        mean, rstd, *hidden = rest[ctx.count :]
+        norm, act, dtype = ctx.norm, ACTIVATIONS[ctx.act], ctx.dtype
         grad = channels_last(grad)
         y = _project(x, mixed, keep1, dtype, *projection)
-        n, g = tokens(norm.again(y, gamma, beta, *stats)), tokens(grad)
+        n, g = tokens(norm.again(y, gamma, beta, mean, rstd)), tokens(grad)
         factor = _of_tokens(keep, x)
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
-        dn, dw1, dw2 = torch.empty_like(n), torch.empty_like(w1), torch.empty_like(w2)
-        db1, db2 = torch.zeros_like(b1), torch.zeros_like(b2)
-        for part in tiles(x, len(w1)):
+        dn = torch.empty_like(n)
+        dw1, db1, dw2, db2 = (torch.zeros_like(p) for p in (w1, b1, w2, b2))
+        for i, part in enumerate(tiles(x, len(w1))):
             m, dz = n[part].to(dtype), g[part]
             if factor is not None:
                 dz = dz * factor[part]
-            h = torch.addmm(c1, m, v1.t()) if hidden is None else hidden[part]
-            da = (dz if scale is None else dz * scale).to(dtype) @ v2
-            _gather(dw2, dz.to(dtype).t(), act.forward(h), part)
+            h = hidden[i] if hidden else linear(m, v1, c1)
+            da = linear((dz if scale is None else dz * scale).to(dtype), v2.t())
+            dw2 += of_weight(dz.to(dtype), act.forward(h))
             db2 += dz.sum(0)
             dh = act.backward(da, h)
-            _gather(dw1, dh.t(), m, part)
+            dw1 += of_weight(dh, m)
             db1 += dh.sum(0)
-            dn[part] = dh @ v1
-        dy, dgamma, dbeta = norm.backward(maps(dn, x), y, gamma, *stats)
+            dn[part] = linear(dh, v1.t())
+        dy, dgamma, dbeta = norm.backward(maps(dn, x), y, gamma, mean, rstd)
         dy = dy.add_(grad)
         second = _unscaled(dw2, db2, w2, b2, scale)
         dmixed: Any = None
@@ -199,9 +201,9 @@ class Mlp(torch.autograd.Function):
         if mixed is not None:
             w, b, scale1 = projection
             dz = tokens(dy if keep1 is None else dy * keep1)
-            da = (dz if scale1 is None else dz * scale1).to(dtype) @ w.to(dtype)
+            da = linear((dz if scale1 is None else dz * scale1).to(dtype), w.to(dtype).t())
             dmixed = da.view(mixed.shape).to(mixed.dtype)
-            dw = (dz.to(dtype).t() @ mixed.flatten(0, 1).to(dtype)).to(w.dtype)
+            dw = of_weight(dz.to(dtype), mixed.flatten(0, 1).to(dtype)).to(w.dtype)
             of_projection = _unscaled(dw, dz.sum(0), w, b, scale1)
         affine = dgamma, dbeta, dw1, db1
         return dy, dmixed, *6 * (None,), *affine, *second, *of_projection
@@ -219,7 +221,7 @@ def _project(
     """``x + keep * scale * (mixed W + b)``; x itself without mixed tokens."""
     if mixed is None:
         return x
-    z = maps(F.linear(mixed.flatten(0, 1).to(dtype), w.to(dtype), b.to(dtype)), x)
+    z = maps(linear(mixed.flatten(0, 1).to(dtype), w.to(dtype), b.to(dtype)), x)
     if keep is not None:
         z = z * keep
     return x + z if scale is None else torch.addcmul(x, z.to(x.dtype), scale.view(-1, 1, 1))
@@ -233,15 +235,6 @@ def _unscaled(
         return dw, db, None
     dscale = torch.linalg.vecdot(dw, w) + db * b
     return dw.mul_(scale[:, None]), db * scale, dscale
-
-
-def _gather(total: Tensor, a: Tensor, b: Tensor, part: slice) -> None:
-    """Add a product of one part of the tokens, the first one to nothing."""
-    if total.dtype != a.dtype:
-        product = a @ b
-        total.copy_(product) if part.start == 0 else total.add_(product)
-    else:
-        total.addmm_(a, b, beta=float(part.start > 0))
 
 
 def _of_tokens(keep: Tensor | None, x: Tensor) -> Tensor | None:

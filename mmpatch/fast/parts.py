@@ -1,27 +1,13 @@
-"""Activations and norms as pairs of functions, forward and backward."""
+"""Norms as pairs of functions, forward and backward."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmpatch.fast.layout import maps, tokens
 
 aten = torch.ops.aten
-
-
-class Activation(NamedTuple):
-    """An activation and its gradient, from the gradient of its output and its input."""
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
-
-GELU = Activation(F.gelu, aten.gelu_backward)
-RELU = Activation(F.relu, lambda grad, x: aten.threshold_backward(grad, x, 0))
-SILU = Activation(F.silu, aten.silu_backward)
 
 
 class GroupNorm(NamedTuple):

@@ -20,10 +20,8 @@ from mmpatch.fast.deployed import (
     Linear,
     Norm,
 )
-from mmpatch.fast.forms import known, known_mlp, matrix, scale_of
+from mmpatch.fast.forms import ACTS, known, known_mlp, matrix, scale_of
 from mmpatch.mixers import Attention, ContextAggregation, DepthwiseConv, Pooling, Windowed
-
-ACTS = {nn.GELU: 'gelu', nn.ReLU: 'relu', nn.SiLU: 'swish'}
 
 
 def deploy(model: nn.Module) -> nn.Module:
