@@ -67,7 +67,9 @@ class NormedMixing(torch.autograd.Function):
 
 def _added(x: Tensor | None, branch: Tensor, keep: Tensor | None) -> Tensor:
     branch = branch if keep is None else branch * keep
-    return branch if x is None else x + branch
+    if x is None or branch.dtype != x.dtype:
+        return branch if x is None else x + branch
+    return branch.add_(x)
 
 
 def _part_by_part(

@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.fast import functions as fast
 from mmpatch.fast.convmixer import NormedMixing
+from mmpatch.fast.depthwise import DepthwiseMixing
 from mmpatch.fast.layout import channels_last
 from mmpatch.fast.parts import BatchNorm, GroupNorm, LayerNorm
 from mmpatch.layers import DropPath, GroupNorm1, LayerNorm2d, LayerScale, Mlp
-from mmpatch.mixers import Attention, Pooling
+from mmpatch.mixers import Attention, DepthwiseConv, Pooling
 
 #: Of MLPs with so many channels or fewer, hidden tokens are made again in the backward pass, not
 #: kept: their product costs less than the memory (measured on a CPU, docs/performance.md).
@@ -135,7 +136,7 @@ def _mlp_only(block: Any, x: Tensor) -> Tensor:
 
 
 def _convmixer_block(block: Any, x: Tensor) -> Tensor:
-    u = channels_last(block.token_mixer(x))
+    u = channels_last(_mixed(block.token_mixer, x))
     keep = _keep(block, x)
     norms = (_norm(block.norm1, True), _norm(block.norm2, True))
     parameters = (
@@ -144,6 +145,15 @@ def _convmixer_block(block: Any, x: Tensor) -> Tensor:
     )  # fmt: skip
     rest = x if block.residual else None
     return _apply(NormedMixing, rest, u, keep, norms, ACTS[type(block.act)], _dtype(x), *parameters)
+
+
+def _mixed(mixer: Any, x: Tensor) -> Tensor:
+    """Output of a token mixer, by way of oneDNN's fast gradients where it has a large kernel."""
+    if type(mixer) is DepthwiseConv and x.device.type == 'cpu' and _dtype(x) == torch.float32:
+        size = mixer.conv.kernel_size[0]
+        if size > 3 and size % 2:
+            return _apply(DepthwiseMixing, x, mixer.conv.weight, mixer.conv.bias)
+    return mixer(x)
 
 
 def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any) -> Tensor:
