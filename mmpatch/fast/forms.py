@@ -149,11 +149,12 @@ def _convmixer_block(block: Any, x: Tensor) -> Tensor:
 
 def _mixed(mixer: Any, x: Tensor) -> Tensor:
     """Output of a token mixer, by way of oneDNN's fast gradients where it has a large kernel."""
-    if type(mixer) is DepthwiseConv and x.device.type == 'cpu' and _dtype(x) == torch.float32:
-        size = mixer.conv.kernel_size[0]
-        if size > 3 and size % 2:
-            return _apply(DepthwiseMixing, x, mixer.conv.weight, mixer.conv.bias)
-    return mixer(x)
+    conv = mixer.conv if type(mixer) is DepthwiseConv else None
+    if type(conv) is not nn.Conv2d or x.device.type != 'cpu' or _dtype(x) != torch.float32:
+        return mixer(x)
+    size = conv.kernel_size[0]
+    large = size > 3 and size % 2
+    return _apply(DepthwiseMixing, x, conv.weight, conv.bias) if large else mixer(x)
 
 
 def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any) -> Tensor:
