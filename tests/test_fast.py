@@ -7,7 +7,9 @@ import torch
 from test_families import TINY
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import profile
 
+from mmpatch import deploy
 from mmpatch.backbones import ConvMixer, PoolFormer, VisionTransformer
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.fast.forms import plain_forms, run
@@ -106,6 +108,16 @@ def test_gradients_of_large_depthwise_kernels_are_exact(size, kernel_size, torch
     for key in ('weight', 'bias'):
         ours, theirs = (getattr(b.token_mixer.conv, key).grad for b in (block, exact))
         assert relative_error(ours, theirs) < 1e-5
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='torch without oneDNN')
+@pytest.mark.parametrize('make', [lambda model: model, deploy], ids=['', 'deployed'])
+def test_onednn_is_used_and_can_be_turned_off(make, torch_seed):
+    model, x = make(TINY['PoolFormer']().eval()), torch.randn(1, 3, 64, 64)
+    for enabled in (True, False):
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=enabled), profile() as seen:
+            model(x)
+        assert any('mkldnn' in event.key for event in seen.key_averages()) == enabled
 
 
 def saved_bytes(model, x):

@@ -42,6 +42,7 @@ def onednn(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and AVAILABLE
+        and bool(torch.backends.mkldnn.enabled)
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
         and not torch.jit.is_tracing()
