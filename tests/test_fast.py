@@ -72,9 +72,11 @@ def test_a_training_step_equals_the_plain_one(name, drop_path, with_cp, torch_se
     for a, b in zip(fast_outs, outs, strict=True):
         assert relative_error(a, b) < 1e-5
     for key, grad in grads.items():
-        # Some cancel, such as those of biases before a batch norm: there the plain form rounds.
+        # Some are zero by their nature, such as those of biases before a batch norm. That of a
+        # depthwise bias is summed more exactly than by the plain form (held to float64 below).
+        share = 3e-6 if key.endswith('token_mixer.conv.bias') else 1e-6
         error = (fast_grads[key] - grad).norm()
-        assert error < 1e-5 * grad.norm() + 3e-6 * largest, key
+        assert error < 1e-5 * grad.norm() + share * largest, key
     for key, buffer in buffers.items():
         torch.testing.assert_close(fast_buffers[key], buffer, msg=key)
 

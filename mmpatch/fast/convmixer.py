@@ -67,9 +67,9 @@ class NormedMixing(torch.autograd.Function):
 
 def _added(x: Tensor | None, branch: Tensor, keep: Tensor | None) -> Tensor:
     branch = branch if keep is None else branch * keep
-    if x is None or branch.dtype != x.dtype:
-        return branch if x is None else x + branch
-    return branch.add_(x)
+    if x is None:
+        return branch
+    return branch.add_(x) if branch.dtype == x.dtype else x + branch
 
 
 def _part_by_part(
