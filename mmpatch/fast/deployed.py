@@ -1,4 +1,7 @@
-"""Blocks whose norms, scales and residuals are folded into their products.
+"""Residual branches whose norms, scales and sums are folded into their products.
+
+A block is a row of them; a stage holds them one by one, so that nobody keeps what one took in while
+the next one runs, and its memory, still in the cache, serves again.
 
 All take and give (B, C, H, W) in channels_last memory, which they see as (B, H, W, C) or as tokens.
 """
@@ -131,7 +134,10 @@ class FusedMlp(nn.Module):
         self.norm, self.fc1, self.act, self.fc2 = norm, fc1, act, fc2
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W); where tokens are many, the result overwrites ``x``."""
+        """(B, C, H, W) -> (B, C, H, W); where tokens are many, the result overwrites ``x``.
+
+        That is what the mixer before it made, and nobody else needs.
+        """
         y, hidden_dim = tokens(x), len(self.fc1.bias)
         if not onednn(x) or step(x, hidden_dim) == len(y):
             return maps(self.fc2(self.fc1(tokens(self.norm(x)), self.act), add=y), x)
@@ -235,26 +241,6 @@ class FusedAggregation(nn.Module):
             mixed = seen if mixed is None else torch.addcmul(mixed, seen, self.alpha)
         assert mixed is not None
         return maps(self.proj(mixed, add=flat), x)
-
-
-class FusedBlock(nn.Module):
-    """A MetaFormer block of fused parts.
-
-    Args:
-        pos_embed: Convolution that already adds its input; None without one.
-        mixer: Residual token mixer.
-        mlp: Residual MLP.
-    """
-
-    def __init__(self, pos_embed: nn.Module | None, mixer: nn.Module, mlp: FusedMlp) -> None:
-        super().__init__()
-        self.pos_embed, self.token_mixer, self.mlp = pos_embed, mixer, mlp
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        if self.pos_embed is not None:
-            x = self.pos_embed(x)
-        return self.mlp(self.token_mixer(x))
 
 
 class FusedConvMixerBlock(nn.Module):

@@ -13,7 +13,6 @@ from mmpatch.fast.deployed import (
     Depthwise,
     FusedAggregation,
     FusedAttention,
-    FusedBlock,
     FusedConvMixerBlock,
     FusedMlp,
     FusedPooling,
@@ -47,30 +46,32 @@ def deploy(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for backbone in backbones:
             for stage in backbone.stages:
-                stage.blocks = nn.ModuleList(_fused(block) for block in stage.blocks)
+                parts = [part for block in stage.blocks for part in _fused(block)]
+                stage.blocks = nn.ModuleList(parts)
     return copied.requires_grad_(False).eval()
 
 
-def _fused(block: nn.Module) -> nn.Module:
-    """The block itself where a part of it has no fused form."""
+def _fused(block: nn.Module) -> list[nn.Module]:
+    """What a block consists of, in order; the block itself where a part has no fused form."""
     if type(block) is ConvMixerBlock:  # subclasses may compute something else
-        return _fused_convmixer(block)
+        return [_fused_convmixer(block)]
     if type(block) is not MetaFormerBlock:
-        return block
+        return [block]
     norm1, norm2 = _affine(block.norm1), _affine(block.norm2)
     pos_embed = _with_identity(block.pos_embed)
     unknown_position = block.pos_embed is not None and pos_embed is None
     if norm1 is None or norm2 is None or not known_mlp(block.mlp) or unknown_position:
-        return block
+        return [block]
     # Last, since it changes the mixer: whoever returns the block itself must not have called it.
     mixer = _fused_mixer(block.token_mixer, block.norm1, norm1, scale_of(block.layer_scale1))
     if mixer is None:
-        return block
+        return [block]
     kind, weight, bias = norm2
     fc1 = _into(matrix(block.mlp.fc1), block.mlp.fc1.bias, weight, bias)
     fc2 = _scaled(matrix(block.mlp.fc2), block.mlp.fc2.bias, scale_of(block.layer_scale2))
     act = ACTS[type(block.mlp.act)]
-    return FusedBlock(pos_embed, mixer, FusedMlp(kind, Linear(*fc1), act, Linear(*fc2)))
+    mlp = FusedMlp(kind, Linear(*fc1), act, Linear(*fc2))
+    return [mixer, mlp] if pos_embed is None else [pos_embed, mixer, mlp]
 
 
 def _fused_mixer(
