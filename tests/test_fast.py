@@ -198,13 +198,17 @@ def test_frozen_parts_get_no_gradient(torch_seed):
 
 
 def test_inputs_stay_as_they_were(torch_seed):
-    for make in BLOCKS.values():
-        block = golden.randomised(make())
+    blocks = [make() for make in BLOCKS.values()]
+    blocks += [ConvMixerBlock(4, mixer) for mixer in (DepthwiseConv, nn.Identity)]
+    blocks.append(ConvMixerBlock(4, DepthwiseConv))
+    blocks[-1].token_mixer.conv = nn.Identity()
+    for block in map(golden.randomised, blocks):
         x = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
         kept = x.clone()
         with torch.no_grad():
-            run(block, x)
-        assert torch.equal(x, kept)
+            out = run(block, x)
+            assert torch.equal(x, kept)
+            assert relative_error(out, block(x)) < 1e-5
 
 
 def test_whoever_looks_into_a_block_sees_the_plain_form(torch_seed):

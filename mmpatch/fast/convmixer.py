@@ -26,12 +26,16 @@ class NormedMixing(torch.autograd.Function):
         norms: tuple[BatchNorm, BatchNorm],
         act: str,
         dtype: torch.dtype,
+        own: bool,
         *parameters: Tensor,
     ) -> Tensor:
-        """(B, C, H, W), twice -> (B, C, H, W); without a residual ``x`` is None."""
+        """(B, C, H, W), twice -> (B, C, H, W); without a residual ``x`` is None.
+
+        ``own`` says that nobody else needs ``u``: where nothing is kept the result overwrites it.
+        """
         gamma1, beta1, w, b, gamma2, beta2 = parameters
         if ctx is None and keep is None and not any(norm.training for norm in norms):
-            return _part_by_part(x, u, norms, act, dtype, *parameters)
+            return _part_by_part(x, u, norms, act, dtype, own, *parameters)
         activate = ACTIVATIONS[act].forward
         y, *stats1 = norms[0].forward(activate(u), gamma1, beta1)
         y = _added(x, y, keep)
@@ -60,7 +64,7 @@ class NormedMixing(torch.autograd.Function):
         dy = maps(linear(dv, w.to(ctx.dtype).t()).to(u.dtype), u)
         du, dgamma1, dbeta1 = norm1.backward(dy if keep is None else dy * keep, a, gamma1, *stats1)
         return (
-            None if x is None else dy, act.backward(du, u), *4 * (None,),
+            None if x is None else dy, act.backward(du, u), *5 * (None,),
             dgamma1, dbeta1, dw, dv.sum(0).to(w.dtype), dgamma2, dbeta2,
         )  # fmt: skip
 
@@ -78,6 +82,7 @@ def _part_by_part(
     norms: tuple[BatchNorm, BatchNorm],
     act: str,
     dtype: torch.dtype,
+    own: bool,
     *parameters: Tensor,
 ) -> Tensor:
     """The same with stored statistics, when tokens do not depend on each other."""
@@ -85,7 +90,8 @@ def _part_by_part(
     scale1, shift1 = norms[0].affine(gamma1, beta1, *norms[0].stored())
     scale2, shift2 = norms[1].affine(gamma2, beta2, *norms[1].stored())
     flat_u, flat_x = tokens(u), None if x is None else tokens(x)
-    out, v, c = torch.empty_like(flat_u), w.to(dtype), b.to(dtype)
+    out = flat_u if own else torch.empty_like(flat_u)
+    v, c = w.to(dtype), b.to(dtype)
     for part in tiles(u, 4 * len(w)):  # there are four arrays of a part at a time
         y = ACTIVATIONS[act].forward(flat_u[part])
         torch.addcmul(shift1, y, scale1, out=y)

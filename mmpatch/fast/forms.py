@@ -137,24 +137,31 @@ def _mlp_only(block: Any, x: Tensor) -> Tensor:
 
 def _convmixer_block(block: Any, x: Tensor) -> Tensor:
     u = channels_last(_mixed(block.token_mixer, x))
-    keep = _keep(block, x)
+    keep, own = _keep(block, x), _conv(block.token_mixer) is not None  # not so an identity
     norms = (_norm(block.norm1, True), _norm(block.norm2, True))
     parameters = (
         block.norm1.weight, block.norm1.bias, matrix(block.mlp), block.mlp.bias,
         block.norm2.weight, block.norm2.bias,
     )  # fmt: skip
     rest = x if block.residual else None
-    return _apply(NormedMixing, rest, u, keep, norms, ACTS[type(block.act)], _dtype(x), *parameters)
+    act = ACTS[type(block.act)]
+    return _apply(NormedMixing, rest, u, keep, norms, act, _dtype(x), own, *parameters)
 
 
 def _mixed(mixer: Any, x: Tensor) -> Tensor:
     """Output of a token mixer, by way of oneDNN's fast gradients where it has a large kernel."""
-    conv = mixer.conv if type(mixer) is DepthwiseConv else None
-    if type(conv) is not nn.Conv2d or x.device.type != 'cpu' or _dtype(x) != torch.float32:
+    conv = _conv(mixer)
+    if conv is None or x.device.type != 'cpu' or _dtype(x) != torch.float32:
         return mixer(x)
     size = conv.kernel_size[0]
     large = size > 3 and size % 2
     return _apply(DepthwiseMixing, x, conv.weight, conv.bias) if large else mixer(x)
+
+
+def _conv(mixer: Any) -> nn.Conv2d | None:
+    """Convolution that is all of a mixer; None of another mixer."""
+    plain = type(mixer) is DepthwiseConv and type(mixer.conv) is nn.Conv2d
+    return mixer.conv if plain else None
 
 
 def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any) -> Tensor:

@@ -96,13 +96,13 @@ def show(name: str, values: dict[str, Any]) -> None:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     pixels = np.square(SIDES)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout='constrained')
     for name, values in found.items():
         per = np.array(values['seconds']) / pixels * 1e6
         (line,) = axes[0].loglog(pixels, per, 'o-', label=name)
         if 'attention_share' in values:
             part = np.array(values['attention_seconds']) / pixels * 1e6
-            axes[0].loglog(pixels, part, ':', color=line.get_color(), label='its attention')
+            axes[0].loglog(pixels, part, ':', color=line.get_color(), label=f'{name}: attention')
         axes[1].loglog(pixels, np.array(values['kept_bytes']) / pixels / 1024, 'o-', label=name)
     axes[0].set_ylabel('seconds a megapixel, inference')
     axes[1].set_ylabel('KiB kept a pixel, training')
@@ -111,9 +111,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.set_xticks(pixels[::2], [f'{side}²' for side in SIDES[::2]])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
     figure.suptitle('What is linear in the pixels is level')
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     figure.savefig(path, dpi=110)
 
 
