@@ -261,7 +261,8 @@ def draw_curves(path: Path) -> None:
             values = [(k['step'] * steps, task.unit * k[metric]) for k in log if metric in k]
             right.plot(*zip(*values, strict=True), 'o-', label=key)
         lines = [line for part in (one, right) for line in part.get_lines()]
-        one.legend(lines, [line.get_label() for line in lines], loc='center right')
+        below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.15), 'ncols': len(lines)}
+        one.legend(lines, [line.get_label() for line in lines], **below)
     figure.savefig(path, dpi=100)
 
 
