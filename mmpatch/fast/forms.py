@@ -137,7 +137,8 @@ def _mlp_only(block: Any, x: Tensor) -> Tensor:
 
 def _convmixer_block(block: Any, x: Tensor) -> Tensor:
     u = channels_last(_mixed(block.token_mixer, x))
-    keep, own = _keep(block, x), _conv(block.token_mixer) is not None  # not so an identity
+    keep = _keep(block, x)
+    own = conv_of(block.token_mixer) is not None  # new memory; another mixer may pass x on
     norms = (_norm(block.norm1, True), _norm(block.norm2, True))
     parameters = (
         block.norm1.weight, block.norm1.bias, matrix(block.mlp), block.mlp.bias,
@@ -150,18 +151,12 @@ def _convmixer_block(block: Any, x: Tensor) -> Tensor:
 
 def _mixed(mixer: Any, x: Tensor) -> Tensor:
     """Output of a token mixer, by way of oneDNN's fast gradients where it has a large kernel."""
-    conv = _conv(mixer)
+    conv = conv_of(mixer)
     if conv is None or x.device.type != 'cpu' or _dtype(x) != torch.float32:
         return mixer(x)
     size = conv.kernel_size[0]
     large = size > 3 and size % 2
     return _apply(DepthwiseMixing, x, conv.weight, conv.bias) if large else mixer(x)
-
-
-def _conv(mixer: Any) -> nn.Conv2d | None:
-    """Convolution that is all of a mixer; None of another mixer."""
-    plain = type(mixer) is DepthwiseConv and type(mixer.conv) is nn.Conv2d
-    return mixer.conv if plain else None
 
 
 def _mlp(block: Any, x: Tensor, again: bool, mixed: Any = None, *projection: Any) -> Tensor:
@@ -223,6 +218,12 @@ def _is_product(conv: nn.Module) -> bool:
 def scale_of(layer: Any) -> Tensor | None:
     """Scale of a residual branch, (C,); None without one."""
     return layer.scale if isinstance(layer, LayerScale) else None
+
+
+def conv_of(mixer: Any) -> nn.Conv2d | None:
+    """Convolution that is all of a mixer; None of another mixer."""
+    plain = type(mixer) is DepthwiseConv and type(mixer.conv) is nn.Conv2d
+    return mixer.conv if plain else None
 
 
 def matrix(conv: Any) -> Tensor:

@@ -19,8 +19,8 @@ from mmpatch.fast.deployed import (
     Linear,
     Norm,
 )
-from mmpatch.fast.forms import ACTS, known, known_mlp, matrix, scale_of
-from mmpatch.mixers import Attention, ContextAggregation, DepthwiseConv, Pooling, Windowed
+from mmpatch.fast.forms import ACTS, conv_of, known, known_mlp, matrix, scale_of
+from mmpatch.mixers import Attention, ContextAggregation, Pooling, Windowed
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -29,7 +29,8 @@ def deploy(model: nn.Module) -> nn.Module:
     Norms' affines, layer scales and gates are folded into the products around them, activations
     and residuals into the same passes, batch norms into convolutions; results stay equal to float32
     rounding. Blocks that no rewrite knows stay as they are. A deployed model cannot be trained and
-    has other names in its state dict; deploying it again changes nothing.
+    has other names in its state dict, and its parts may overwrite what the part before them made:
+    hooks should copy what they keep. Deploying it again changes nothing.
 
     Args:
         model: A backbone of mmpatch, or any model of mmdet or mmseg that holds one.
@@ -99,11 +100,11 @@ def _fused_mixer(
 def _fused_aggregation(
     mixer: ContextAggregation, weight: Tensor, bias: Tensor, scale: Tensor | None
 ) -> nn.Module | None:
-    if type(mixer.static) not in (DepthwiseConv, type(None)):
+    static = conv_of(mixer.static)
+    if mixer.static is not None and static is None:
         return None
     qkv = Linear(*_into(matrix(mixer.qkv), mixer.qkv.bias, weight, bias))
     proj = Linear(*_scaled(matrix(mixer.proj), mixer.proj.bias, scale))
-    static = mixer.static.conv if mixer.static is not None else None
     alpha = torch.ones(1) if mixer.dynamic else None
     if mixer.dynamic and static is not None:
         alpha, beta = mixer._weights()
@@ -121,9 +122,8 @@ def _fused_convmixer(block: ConvMixerBlock) -> nn.Module:
         return block
     ones = torch.ones_like(norm1[1])
     mlp = Linear(*_into(matrix(block.mlp), block.mlp.bias, ones, norm1[2]))
-    act, mixer = ACTS[type(block.act)], block.token_mixer
-    if type(mixer) is DepthwiseConv and mixer.conv.kernel_size[0] % 2:
-        conv = mixer.conv
+    act, mixer, conv = ACTS[type(block.act)], block.token_mixer, conv_of(block.token_mixer)
+    if conv is not None and conv.kernel_size[0] % 2:
         mixer = Depthwise(*_scaled(conv.weight, conv.bias, None), act)
     else:
         mixer = nn.Sequential(mixer, block.act)
@@ -162,9 +162,9 @@ def _scaled(weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> tuple[
 
 def _with_identity(pos_embed: nn.Module | None) -> nn.Module | None:
     """Depthwise convolution that also adds its input: one more in the middle of its kernels."""
-    if type(pos_embed) is not DepthwiseConv:
+    conv = copy.deepcopy(conv_of(pos_embed))
+    if conv is None:
         return None
-    conv = copy.deepcopy(pos_embed.conv)
     middle = (conv.kernel_size[0] - 1) // 2  # of an even kernel, too: the rest is padded behind
     conv.weight[:, 0, middle, middle] += 1
     return conv
