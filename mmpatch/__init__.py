@@ -15,10 +15,10 @@ install()
 
 
 def deploy(model: Any) -> Any:
-    """Copy of a model for inference: see :func:`mmpatch.fast.rewrite.deploy`."""
-    from mmpatch.fast import rewrite  # not before it is needed: it brings torchvision and timm
+    """Copy a model for inference: see :func:`mmpatch.deployment.fold.deploy`."""
+    from mmpatch.deployment import fold  # imported here, since it loads torchvision and timm
 
-    return rewrite.deploy(model)
+    return fold.deploy(model)
 
 
 def list_configs() -> list[str]:

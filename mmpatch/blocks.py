@@ -1,8 +1,16 @@
-"""The block that the networks here are made of, and ConvMixer's; read this first."""
+"""The block that all networks here share, ConvMixer's variant of it, and the stage that calls them.
 
-from collections.abc import Callable
+A block is called as ``block(x)`` in training and evaluation, under autocast, compilers, activation
+checkpointing and hooks, on every device. Its ``forward`` is the only statement of its formula.
+"""
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from mmpatch.layers import DropPath, GroupNorm1, LayerScale, Mlp
 from mmpatch.registry import Factory
@@ -44,18 +52,18 @@ class MetaFormerBlock(nn.Module):
         self.pos_embed = pos_embed(dim) if pos_embed else None
         self.norm1 = norm(dim)
         self.token_mixer = token_mixer(dim)
-        self.layer_scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.layer_scale1 = LayerScale(dim, layer_scale)
         self.norm2 = norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act)
-        self.layer_scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.layer_scale2 = LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         if self.pos_embed is not None:
             x = x + self.pos_embed(x)
-        x = x + self.drop_path(self.layer_scale1(self.token_mixer(self.norm1(x))))
-        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+        x = self.layer_scale1(x, self.drop_path(self.token_mixer(self.norm1(x))))
+        return self.layer_scale2(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class ConvMixerBlock(nn.Module):
@@ -98,3 +106,61 @@ class ConvMixerBlock(nn.Module):
         mixed = self.drop_path(self.norm1(self.act(self.token_mixer(x))))
         x = x + mixed if self.residual else mixed
         return self.norm2(self.act(self.mlp(x)))
+
+
+class Stage(nn.Module):
+    """Downsampling, then blocks.
+
+    Args:
+        downsample: Applied first.
+        blocks: Applied in order.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, x: Tensor, tokens: Tensor | None = None, with_cp: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, C, H, W) and tokens (B, C, 1, T) or None -> (B, C', H', W') and tokens.
+
+        Class tokens have no place on the map, so with them the blocks see one row of T + H * W
+        tokens. ``with_cp`` recomputes each block in the backward pass instead of keeping its
+        activations.
+        """
+        x = self.downsample(x)
+        size = x.shape[2:]
+        if tokens is not None:
+            # Joined as rows of channels, so that the memory stays channels_last.
+            rows = [tokens.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)]
+            x = torch.cat(rows, 2).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            x = _recompute(block, x) if with_cp else block(x)
+        if tokens is None:
+            return x, None
+        count = tokens.shape[3]
+        return x[..., count:].squeeze(2).unflatten(2, size), x[..., :count]
+
+
+def _recompute(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)`` by torch's checkpointing, with one update of batch norm statistics, not two."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms or torch.compiler.is_compiling():  # a compiled graph updates them once
+        return checkpoint(block, x, use_reentrant=False)
+    contexts = nullcontext(), _keep_statistics(norms)
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: contexts)
+
+
+@contextmanager
+def _keep_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Batch norms in training mode leave their running statistics as they are."""
+    training = [norm for norm in norms if norm.training]
+    for norm in training:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.track_running_stats = True

@@ -1,4 +1,4 @@
-"""The container of every network here: a stem, then stages of blocks that differ in their mixer."""
+"""The base class of all networks here: a stem, then stages of blocks that differ in their mixer."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones.arguments import increasing, per_block, per_stage
-from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
 from mmpatch.checkpoint import load_pretrained, rename_in_place
 from mmpatch.layers import PatchEmbed, PositionEmbed, norm_factory
 from mmpatch.registry import MODELS, factory
-from mmpatch.stage import Stage
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
@@ -28,6 +27,7 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     'MetaFormerBlock': MetaFormerBlock,
     'ConvMixerBlock': ConvMixerBlock,
 }
+MEMORY_FORMATS = ('auto', 'channels_last', 'contiguous')
 
 
 @MODELS.register_module()
@@ -67,9 +67,16 @@ class MetaFormer(BaseModule):
         drop_path_rate: Drop rate of the last residual branches; it grows linearly from 0.
         out_indices: Stages whose outputs are returned, increasing. Later stages are not built.
         stem_indices: Levels of a stem that has such (:class:`ResNetStem`) to return before those.
-        frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
+        frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages with the
+            norms of their outputs.
         norm_eval: Whether batch norms keep their statistics in training.
-        with_cp: Whether blocks recompute their activations in the backward pass, to save memory.
+        with_cp: Whether blocks recompute their activations in the backward pass, to save memory
+            (:func:`torch.utils.checkpoint.checkpoint` around each block).
+        memory_format: Memory layout of all maps: 'channels_last', 'contiguous' (NCHW), or 'auto':
+            channels_last on a CPU; on CUDA contiguous for networks with group norms or with
+            depthwise kernels larger than 7x7 and channels_last for others, by timm's published
+            benchmarks (``results/benchmark-infer-amp-*-nchw-*`` beside ``-nhwc-``; not measured
+            here); contiguous on other devices.
         compile: True or arguments of :func:`torch.compile` for the backbone alone; its parameters
             keep their names.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads published weights strictly: see
@@ -110,6 +117,7 @@ class MetaFormer(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        memory_format: str = 'auto',
         compile: bool | dict[str, Any] = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -128,7 +136,12 @@ class MetaFormer(BaseModule):
             raise ValueError(f'{name}: block={block!r} is not one of {sorted(BLOCKS)}')
         if act not in ACTIVATIONS:
             raise ValueError(f'{name}: act={act!r} is not one of {sorted(ACTIVATIONS)}')
+        if memory_format not in MEMORY_FORMATS:
+            raise ValueError(
+                f'{name}: memory_format={memory_format!r} is not one of {list(MEMORY_FORMATS)}'
+            )
         self.in_channels = in_channels
+        self.memory_format = memory_format
         self.depths = tuple(depths)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -143,7 +156,7 @@ class MetaFormer(BaseModule):
             settings['pos_embed'] = factory(pos_embed)
         drop_paths = [drop_path_rate * j / max(sum(depths) - 1, 1) for j in range(sum(depths))]
 
-        self.stem: Any = _stem(in_channels, dims[0], strides[0], stem)
+        self.stem: Any = _make_stem(in_channels, dims[0], strides[0], stem)
         self.positions = PositionEmbed(dims[0], **positions) if positions is not None else None
         self.stages: Any = nn.ModuleList()
         self.out_norms = nn.ModuleDict()
@@ -163,7 +176,7 @@ class MetaFormer(BaseModule):
             ]
             down: nn.Module = nn.Identity()
             if i and (strides[i] != 1 or dims[i] != dims[i - 1]):
-                down = _patch_embed(dims[i - 1], dims[i], strides[i], downsample)
+                down = _make_patch_embed(dims[i - 1], dims[i], strides[i], downsample)
             self.stages.append(Stage(down, blocks))
             if out_norm and i in self.out_indices:
                 self.out_norms[str(i)] = make_out_norm(dims[i])
@@ -182,6 +195,7 @@ class MetaFormer(BaseModule):
             *(levels[i] for i in self.stem_indices),
             *(totals[i] for i in self.out_indices),
         )
+        self._nchw_on_cuda = any(map(_is_slow_in_channels_last, self.stages.modules()))
         self._check_tokens()
         self._freeze()
         if compile:
@@ -199,10 +213,7 @@ class MetaFormer(BaseModule):
         return cls.ARCHS[arch]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, in_channels, H, W) image -> one (B, C_i, about H / stride_i, W / stride_i) an output.
-
-        Outputs lie in channels_last memory, in which convolutions and 1x1 products are fastest.
-        """
+        """(B, in_channels, H, W) -> one (B, C_i, about H / stride_i, W / stride_i) per output."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'{type(self).__name__} takes (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
@@ -212,13 +223,15 @@ class MetaFormer(BaseModule):
                 f'{type(self).__name__}: an image of {x.shape[2]}x{x.shape[3]} (H x W) is smaller '
                 f'than the stride {self.stem.stride} of the stem'
             )
-        x = x.contiguous(memory_format=torch.channels_last)
+        memory_format = self._choose_memory_format(x.device)
+        x = x.contiguous(memory_format=memory_format)
         outs: list[Tensor] = []
         if self.stem_indices:
             *levels, x = self.stem.levels(x)
             outs += [levels[i] for i in self.stem_indices]
         else:
             x = self.stem(x)
+        x = x.contiguous(memory_format=memory_format)
         tokens = None
         if self.positions is not None:
             x, tokens = self.positions(x)
@@ -273,12 +286,24 @@ class MetaFormer(BaseModule):
         block = int(parts[3]) if parts[2] == 'blocks' else 0
         return sum(self.depths[: int(parts[1])]) + block + 1, last + 1
 
+    def _choose_memory_format(self, device: torch.device) -> torch.memory_format:
+        """The one place that asks for a device: see ``memory_format`` of the constructor."""
+        choice = self.memory_format
+        if choice == 'auto':
+            channels_last = device.type in ('cpu', 'meta') or (
+                device.type == 'cuda' and not self._nchw_on_cuda
+            )
+            choice = 'channels_last' if channels_last else 'contiguous'
+        return torch.channels_last if choice == 'channels_last' else torch.contiguous_format
+
     def _freeze(self) -> None:
         """Freeze the stem and the first ``frozen_stages`` stages, batch statistics included."""
-        if self.frozen_stages >= 0:
-            for module in (self.stem, self.positions, *self.stages[: self.frozen_stages]):
-                if module is not None:
-                    module.eval().requires_grad_(False)
+        if self.frozen_stages < 0:
+            return
+        norms = [n for i, n in self.out_norms.items() if int(i) < self.frozen_stages]
+        for module in (self.stem, self.positions, *self.stages[: self.frozen_stages], *norms):
+            if module is not None:
+                module.eval().requires_grad_(False)
 
     def _check_tokens(self) -> None:
         """Raise if tokens without a place would reach a mixer that needs every token's place."""
@@ -299,14 +324,23 @@ class MetaFormer(BaseModule):
             )
 
 
-def _stem(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None) -> nn.Module:
+def _is_slow_in_channels_last(module: nn.Module) -> bool:
+    """Whether a layer is slower in channels_last than in NCHW memory on CUDA."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups > 1 and max(module.kernel_size) > 7
+    return isinstance(module, nn.GroupNorm)
+
+
+def _make_stem(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None) -> nn.Module:
     if cfg is None or 'type' not in cfg:
-        return _patch_embed(in_channels, dim, stride, cfg)
+        return _make_patch_embed(in_channels, dim, stride, cfg)
     make: Callable[..., nn.Module] = factory(cfg)
     return make(in_channels, dim, stride=stride)
 
 
-def _patch_embed(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None) -> PatchEmbed:
+def _make_patch_embed(
+    in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None
+) -> PatchEmbed:
     cfg = {'kernel_size': stride, **(cfg or {})}
     if cfg.get('norm') is not None:
         cfg['norm'] = norm_factory(cfg['norm'])

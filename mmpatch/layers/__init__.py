@@ -3,13 +3,14 @@
 from timm.layers import DropPath, resample_patch_embed
 
 from mmpatch.layers.mlp import Mlp
-from mmpatch.layers.norm import GroupNorm1, LayerNorm2d, LayerScale, norm_factory
+from mmpatch.layers.norm import GroupNorm, GroupNorm1, LayerNorm2d, LayerScale, norm_factory
 from mmpatch.layers.patch_embed import PatchEmbed
 from mmpatch.layers.position import PositionEmbed
 from mmpatch.layers.resnet_stem import ResNetStem
 
 __all__ = [
     'DropPath',
+    'GroupNorm',
     'GroupNorm1',
     'LayerNorm2d',
     'LayerScale',

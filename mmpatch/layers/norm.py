@@ -1,24 +1,76 @@
-"""Normalisation of (B, C, H, W) maps, and the per-channel scale of residual branches."""
+"""Normalisation of (B, C, H, W) maps, and residual sums scaled per channel."""
 
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import GroupNorm1, LayerNorm2d
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from mmpatch.registry import MODELS, Factory, factory
 
+#: Positive, as F.batch_norm requires, and nothing beside 1.
+TINY = 1e-30
 
-def _group_norm(dim: int, num_groups: int = 32, eps: float = 1e-5) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups, dim, eps)
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm (https://arxiv.org/abs/1803.08494), summed in NCHW order.
+
+    torch's kernel for channels_last maps on a CPU computes variances as E[x^2] - E[x]^2, which
+    loses digits where the mean is large, and its backward pass crashes the process where the weight
+    needs a gradient but the input needs none, as behind frozen layers. Maps of three dimensions do
+    not reach that kernel.
+
+    Args:
+        dim: Channels C; ``num_groups`` must divide it.
+        num_groups: Groups of channels that share their statistics.
+        eps: Added to the variance.
+        affine: Whether each channel has a weight and a bias.
+    """
+
+    def __init__(
+        self, dim: int, num_groups: int = 32, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        super().__init__(num_groups, dim, eps, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return super().forward(x.flatten(2)).view(x.shape)
+
+
+class GroupNorm1(GroupNorm):
+    """Group norm of one group: statistics over channels and places, as in PoolFormer.
+
+    Args:
+        dim: Channels C.
+        eps: Added to the variance.
+        affine: Whether each channel has a weight and a bias.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(dim, 1, eps, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), in the memory layout of the input."""
+        if x.is_contiguous():
+            return super().forward(x)
+        # Over all of a sample the order does not matter, so channels_last memory stays as it is.
+        rows = x.permute(0, 2, 3, 1)
+        whitened = F.group_norm(rows.flatten(1).unsqueeze(1), 1, eps=self.eps)
+        x = whitened.view(rows.shape).permute(0, 3, 1, 2)
+        if not self.affine:
+            return x
+        # A batch norm of mean 0 and variance 1 is the affine map in one pass, gradients included.
+        zeros, ones = torch.zeros_like(self.bias), torch.ones_like(self.weight)
+        return F.batch_norm(x, zeros, ones, self.weight, self.bias, eps=TINY)
 
 
 #: Names as in OpenMMLab configs, resolved here so that a plain torch user needs no mmcv.
 NORMS = {
     'BN': nn.BatchNorm2d,
     'SyncBN': nn.SyncBatchNorm,
-    'GN': _group_norm,
+    'GN': GroupNorm,
     'GN1': GroupNorm1,
     'LN2d': LayerNorm2d,
 }
@@ -49,17 +101,19 @@ def _frozen(make: Factory, dim: int) -> nn.Module:
 
 
 class LayerScale(nn.Module):
-    """Learned scale per channel of a residual branch (CaiT, https://arxiv.org/abs/2103.17239).
+    """Residual sum with a learned scale per channel (CaiT, https://arxiv.org/abs/2103.17239).
 
     Args:
         dim: Channels C.
-        init_value: Initial value of all scales.
+        init_value: Initial value of all scales; None for a plain sum.
     """
 
-    def __init__(self, dim: int, init_value: float) -> None:
+    def __init__(self, dim: int, init_value: float | None) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.full((dim,), float(init_value)))
+        self.scale = None if init_value is None else nn.Parameter(torch.full((dim,), init_value))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return x * self.scale.view(-1, 1, 1)
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """(B, C, H, W), twice -> ``x + scale * branch``, (B, C, H, W)."""
+        if self.scale is None:
+            return x + branch
+        return torch.addcmul(x, branch, self.scale.view(-1, 1, 1))

@@ -47,7 +47,6 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, dim, about H / stride, about W / stride)."""
         if self.pad:
-            bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
-            if bottom or right:
-                x = F.pad(x, (0, right, 0, bottom))
+            # Also where there is nothing to pad: a branch here would be frozen into traced graphs.
+            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
         return self.norm(self.act(self.conv(x)))

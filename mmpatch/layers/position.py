@@ -52,4 +52,4 @@ class PositionEmbed(nn.Module):
         x = x + positions.to(x.dtype)
         if self.cls_token is None or self.cls_pos_embed is None:
             return x, None
-        return x, (self.cls_token + self.cls_pos_embed).to(x.dtype).expand(len(x), -1, -1, -1)
+        return x, (self.cls_token + self.cls_pos_embed).to(x.dtype).expand(x.shape[0], -1, -1, -1)

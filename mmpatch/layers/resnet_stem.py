@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-from timm.layers import StdConv2dSame, create_pool2d
+from timm.layers import GroupNormAct, StdConv2dSame, create_pool2d
+from timm.models.resnetv2 import Bottleneck, DownsampleConv
 from torch import Tensor, nn
 
 from mmpatch.layers.patch_embed import PatchEmbed
@@ -13,6 +13,7 @@ from mmpatch.registry import MODELS
 # The published networks standardise weights with 1e-5 on the deviation; on the variance, where
 # this layer has it, that is nothing. 1e-8 is what timm loads the same files with.
 Conv = partial(StdConv2dSame, eps=1e-8)
+Norm = partial(GroupNormAct, num_groups=32)
 WIDTH = 64
 
 
@@ -56,18 +57,21 @@ class ResNetStem(nn.Module):
         self.act = nn.ReLU()
         self.pool = create_pool2d('max', 3, stride=2, padding='same')
         self.stages = nn.ModuleList()
-        width = WIDTH
+        inputs = (WIDTH, *self.level_channels)
         for i, depth in enumerate(depths):
-            out = self.level_channels[i]
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        Bottleneck(out if j else width, out, 1 if j or not i else 2)
-                        for j in range(depth)
+            stage = nn.Sequential()
+            for j in range(depth):
+                first = {'stride': 2 if i else 1, 'proj_layer': DownsampleConv} if j == 0 else {}
+                stage.append(
+                    Bottleneck(
+                        inputs[i if j == 0 else i + 1],
+                        self.level_channels[i],
+                        conv_layer=Conv,
+                        norm_layer=Norm,
+                        **first,
                     )
                 )
-            )
-            width = out
+            self.stages.append(stage)
         patch = stride // reached
         self.proj = PatchEmbed(channels, dim, kernel_size=patch, stride=patch)
 
@@ -85,36 +89,4 @@ class ResNetStem(nn.Module):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return [m.contiguous(memory_format=torch.channels_last) for m in (*maps, self.proj(x))]
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, a norm behind each, and a residual.
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the output, four times those between.
-        stride: Of the 3x3 convolution; with it, or with other channels, the residual is projected.
-    """
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        between = channels // 4
-        self.conv1 = Conv(in_channels, between, 1)
-        self.norm1 = nn.GroupNorm(32, between)
-        self.conv2 = Conv(between, between, 3, stride=stride)
-        self.norm2 = nn.GroupNorm(32, between)
-        self.conv3 = Conv(between, channels, 1)
-        self.norm3 = nn.GroupNorm(32, channels)
-        self.act = nn.ReLU()
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential()
-            self.downsample.add_module('conv', Conv(in_channels, channels, 1, stride=stride))
-            self.downsample.add_module('norm', nn.GroupNorm(32, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""
-        y = self.act(self.norm1(self.conv1(x)))
-        y = self.act(self.norm2(self.conv2(y)))
-        return self.act(self.norm3(self.conv3(y)) + self.downsample(x))
+        return [*maps, self.proj(x)]

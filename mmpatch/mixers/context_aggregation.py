@@ -78,8 +78,8 @@ class ContextAggregation(nn.Module):
         q, k, v = (to_tokens(part, self.num_heads) for part in (*queries_keys, values))
         mixed = to_map(F.scaled_dot_product_attention(q, k, v), x.shape[2:])
         if self.static is not None:
-            alpha, beta = self._weights()
-            mixed = alpha * mixed + beta * self.static(values)
+            alpha, beta = self.gate_weights()
+            mixed = torch.addcmul(beta * self.static(values), mixed, alpha)
         return self.proj(mixed)
 
     def affinity(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class ContextAggregation(nn.Module):
         if self.static is None:
             return dynamic
         static = self.static.affinity(values)
-        alpha, beta = self._weights()
+        alpha, beta = self.gate_weights()
         return (
             alpha * dynamic.repeat_interleave(static.shape[1] // self.num_heads, 1) + beta * static
         )
@@ -107,7 +107,7 @@ class ContextAggregation(nn.Module):
         """Mixed values (B, heads, N, C / heads) -> (B, C, H, W)."""
         maps = to_map(mixed, size)
         if isinstance(self.static, DepthwiseConv) and self.static.conv.bias is not None:
-            beta = self._weights()[1] if self.dynamic else 1.0
+            beta = self.gate_weights()[1] if self.dynamic else 1.0
             maps = maps + beta * self.static.conv.bias.view(-1, 1, 1)
         return self.proj(maps)
 
@@ -115,7 +115,7 @@ class ContextAggregation(nn.Module):
         """Queries, keys and values, or values alone, (B, C, H, W) each."""
         return self.qkv(x).chunk(3 if self.dynamic else 1, 1)
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
+    def gate_weights(self) -> tuple[Tensor, Tensor]:
         """Weights alpha and beta of the dynamic and the static affinity."""
         if self.gate is not None:
             alpha = self.gate.sigmoid()

@@ -33,7 +33,7 @@ class DepthwiseConv(nn.Module):
         size = x.shape[2:]
         bias = 0 if self.conv.bias is None else self.conv.bias.view(-1, 1, 1)
         seen = self.conv(impulses(size, x).expand(-1, x.shape[1], -1, -1)) - bias
-        return seen.flatten(2).permute(1, 2, 0).expand(len(x), -1, -1, -1)
+        return seen.flatten(2).permute(1, 2, 0).expand(x.shape[0], -1, -1, -1)
 
     def values(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, N, 1)."""

@@ -23,7 +23,7 @@ class Identity(nn.Module):
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1, N, N), the identity."""
-        return impulses(x.shape[2:], x).flatten(1).expand(len(x), 1, -1, -1)
+        return impulses(x.shape[2:], x).flatten(1).expand(x.shape[0], 1, -1, -1)
 
     def values(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1, N, C)."""

@@ -84,7 +84,7 @@ class SpatialMLP(nn.Module):
         if self.other_grids == 'window' and tuple(x.shape[2:]) != self.grid:
             raise ValueError(f'in windows of {self.grid} the affinity is one of each window')
         weight, _ = self.fc1.at(self.grid, x.shape[2:], x.shape[2:])
-        return weight.expand(len(x), -1, -1, -1)
+        return weight.expand(x.shape[0], -1, -1, -1)
 
     def values(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, C / heads)."""

@@ -35,9 +35,7 @@ class Windowed(nn.Module):
 
 def split_windows(x: Tensor, window: Grid) -> Tensor:
     """(B, C, H, W) -> (B * windows, C, *window), padded at the bottom and the right."""
-    bottom, right = (-n % w for n, w in zip(x.shape[2:], window, strict=True))
-    if bottom or right:
-        x = F.pad(x, (0, right, 0, bottom))
+    x = F.pad(x, (0, -x.shape[3] % window[1], 0, -x.shape[2] % window[0]))
     grid = x.permute(0, 2, 3, 1).unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
     return grid.transpose(2, 3).flatten(0, 2).permute(0, 3, 1, 2)
 

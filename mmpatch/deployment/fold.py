@@ -1,0 +1,253 @@
+"""Folding: norms, residual scales and gates of a trained network become part of its products.
+
+Each rewrite is an identity of real numbers, so outputs stay equal to rounding. Blocks become rows
+of plain modules, for eager mode, autocast, tracing, export and every device.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpatch.backbones import MetaFormer
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
+from mmpatch.layers import DropPath, GroupNorm, GroupNorm1, LayerNorm2d, LayerScale, Mlp
+from mmpatch.mixers import Attention, ContextAggregation, DepthwiseConv, Pooling, Windowed
+from mmpatch.mixers.tokens import to_map, to_tokens
+
+Affine = tuple[Tensor, Tensor]  # scale and shift per channel, (C,) each
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """Copy a model for inference, with the blocks of mmpatch's backbones folded.
+
+    Affine maps of norms and whole batch norms are folded into the products behind them, residual
+    scales and gates into the products before them, and PoolFormer's branch becomes one
+    interpolation. Outputs stay equal to float32 rounding. Blocks that are not as this package
+    builds them (subclasses, hooks, patched forwards) stay as they are; one log line says how many
+    were folded. The copy has other names in its state dict and cannot be trained.
+
+    Args:
+        model: A backbone of mmpatch, or any model that holds one, in evaluation mode.
+
+    Raises:
+        TypeError: If ``model`` is no module.
+        ValueError: If the model is in training mode, or holds no backbone of mmpatch.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'deploy takes a module, not {model!r}')
+    if model.training:
+        raise ValueError(f'{type(model).__name__} is in training mode; call eval() first')
+    deployed = copy.deepcopy(model)
+    stages = [s for m in deployed.modules() if isinstance(m, MetaFormer) for s in m.stages]
+    if not stages:
+        raise ValueError(f'{type(model).__name__} holds no backbone of mmpatch')
+    folded: list[bool] = []
+    for stage in stages:
+        rows = [(fold_block(block), block) for block in stage.blocks]
+        folded += (row is not None for row, _ in rows)
+        stage.blocks = nn.ModuleList(part for row, block in rows for part in row or [block])
+    print_log(f'mmpatch.deploy: {sum(folded)} of {len(folded)} blocks folded', logger='current')
+    return deployed.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def fold_block(block: Any) -> list[nn.Module] | None:
+    """Modules that compute in order what a block computes in evaluation; None for other blocks."""
+    if any(_is_patched(module) for module in block.modules()):
+        return None
+    if type(block) is ConvMixerBlock and type(block.drop_path) in (nn.Identity, DropPath):
+        return _fold_convmixer(block)
+    if type(block) is not MetaFormerBlock or not _has_known_parts(block):
+        return None
+    row = [] if block.pos_embed is None else [_fold_position(block.pos_embed)]
+    row.append(_fold_mixing(block.norm1, block.token_mixer, block.layer_scale1.scale))
+    row.append(_fold_mlp(block.norm2, block.mlp, block.layer_scale2.scale))
+    return row
+
+
+class Residual(nn.Sequential):
+    """``x + scale * layers(x)``; layers that are None are left out."""
+
+    def __init__(self, *layers: nn.Module | None, scale: Tensor | None = None) -> None:
+        super().__init__(*(layer for layer in layers if layer is not None))
+        self.scale = None if scale is None else nn.Parameter(scale.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        branch = super().forward(x)
+        if self.scale is None:
+            return x + branch
+        return torch.addcmul(x, branch, self.scale.view(-1, 1, 1))
+
+
+class PooledResidual(nn.Module):
+    """``x + scale * (pool(norm(x)) - norm(x))``, where the norm's mean and bias cancel."""
+
+    def __init__(self, pool: nn.Module, scale: Tensor, eps: float) -> None:
+        super().__init__()
+        self.pool = pool
+        self.scale = nn.Parameter(scale.clone())
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # squares may overflow in half
+        centred = exact - exact.mean((1, 2, 3), keepdim=True)
+        variance = centred.square().mean((1, 2, 3), keepdim=True)
+        factor = torch.rsqrt(variance + self.eps) * self.scale.view(-1, 1, 1)
+        return torch.lerp(x, self.pool(x), factor.to(x.dtype))
+
+
+class GatedAggregation(nn.Module):
+    """``(alpha * A(X) V + static(V)) W``: CONTAINER's mixer with beta in the static part."""
+
+    def __init__(self, mixer: ContextAggregation, qkv: nn.Module, proj: nn.Module) -> None:
+        super().__init__()
+        alpha, beta = mixer.gate_weights()
+        self.qkv, self.proj, self.num_heads = qkv, proj, mixer.num_heads
+        self.static = _fold_output(mixer.static.conv, beta)
+        self.alpha = nn.Parameter(alpha.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        parts = self.qkv(x).chunk(3, 1)
+        q, k, v = (to_tokens(part, self.num_heads) for part in parts)
+        mixed = to_map(F.scaled_dot_product_attention(q, k, v), x.shape[2:])
+        return self.proj(torch.addcmul(self.static(parts[2]), mixed, self.alpha))
+
+
+def _fold_mixing(norm: nn.Module, mixer: Any, scale: Tensor | None) -> nn.Module:
+    """Residual branch of a token mixer."""
+    rest, affine = _split_norm(norm)
+    pools = type(mixer) is Pooling and _keeps_constants(mixer.pool)
+    if pools and type(rest) is GroupNorm1 and affine is not None:
+        return PooledResidual(mixer.pool, _scale(affine[0], scale), rest.eps)
+    if type(mixer) in (Attention, ContextAggregation):
+        return Residual(rest, _fold_products(mixer, affine, scale))
+    if type(mixer) is Windowed and type(mixer.mixer) is Attention:
+        # Windows are filled up with zeros behind the norm, which a folded bias would shift.
+        windowed = copy.deepcopy(mixer)
+        windowed.mixer = _fold_products(mixer.mixer, None, scale)
+        return Residual(norm, windowed)
+    return Residual(norm, mixer, scale=scale)
+
+
+def _fold_mlp(norm: nn.Module, mlp: nn.Module, scale: Tensor | None) -> nn.Module:
+    """Residual branch of the channel MLP."""
+    if type(mlp) is not Mlp or type(mlp.fc2) is not nn.Conv2d:
+        return Residual(norm, mlp, scale=scale)
+    rest, affine = _split_norm(norm) if _is_product(mlp.fc1) else (norm, None)
+    return Residual(rest, _fold_input(mlp.fc1, affine), mlp.act, _fold_output(mlp.fc2, scale))
+
+
+def _fold_products(mixer: Any, affine: Affine | None, scale: Tensor | None) -> nn.Module:
+    """Mixer that maps its input before its first product and its output after its last one."""
+    folded = copy.deepcopy(mixer)
+    folded.qkv, folded.proj = _fold_input(mixer.qkv, affine), _fold_output(mixer.proj, scale)
+    if type(mixer) is not ContextAggregation:
+        return folded
+    if not mixer.dynamic:
+        return nn.Sequential(folded.qkv, mixer.static, folded.proj)
+    if type(mixer.static) is DepthwiseConv and type(mixer.static.conv) is nn.Conv2d:
+        return GatedAggregation(mixer, folded.qkv, folded.proj)
+    return folded
+
+
+def _fold_convmixer(block: ConvMixerBlock) -> list[nn.Module] | None:
+    """``x + norm1(act(mix(x)))`` is ``x + scale * act(mix(x))``, its shift a bias of the MLP."""
+    rest, affine = _split_norm(block.norm1)
+    if rest is not None or affine is None or not _is_product(block.mlp):
+        return None
+    mixing: list[nn.Module] = [block.token_mixer, block.act]
+    if block.residual:
+        mixing = [Residual(*mixing, scale=affine[0])]
+        affine = torch.ones_like(affine[0]), affine[1]
+    return [*mixing, _fold_input(block.mlp, affine), block.act, block.norm2]
+
+
+def _split_norm(norm: Any) -> tuple[nn.Module | None, Affine | None]:
+    """What is left of a norm without its affine map, and the map; of unknown norms all is left."""
+    if issubclass(type(norm), _BatchNorm) and norm.running_mean is not None and not norm.training:
+        scale = _scale((norm.running_var + norm.eps).rsqrt(), norm.weight)
+        shift = -norm.running_mean * scale
+        return None, (scale, shift if norm.bias is None else shift + norm.bias)
+    known = type(norm) in (GroupNorm, GroupNorm1, LayerNorm2d)
+    if not known or norm.weight is None or norm.bias is None:
+        return norm, None
+    rest = copy.deepcopy(norm)
+    rest.weight, rest.bias, rest.affine = None, None, False
+    return rest, (norm.weight, norm.bias)
+
+
+def _fold_input(product: Any, affine: Affine | None) -> nn.Module:
+    """Product of ``x * scale + shift``."""
+    if affine is None:
+        return product
+    scale, shift = affine
+    weight = product.weight.flatten(1)
+    bias = weight @ shift if product.bias is None else weight @ shift + product.bias
+    return _replace(product, (weight * scale).view_as(product.weight), bias)
+
+
+def _fold_output(product: Any, scale: Tensor | None) -> nn.Module:
+    """Product or convolution whose output is scaled."""
+    if scale is None:
+        return product
+    weight = product.weight * scale.view(-1, *[1] * (product.weight.ndim - 1))
+    return _replace(product, weight, None if product.bias is None else product.bias * scale)
+
+
+def _scale(values: Tensor, scale: Tensor | None) -> Tensor:
+    return values if scale is None else values * scale
+
+
+def _replace(product: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Copy of a product with another weight and bias."""
+    folded = copy.deepcopy(product)
+    folded.weight = nn.Parameter(weight)
+    folded.bias = None if bias is None else nn.Parameter(bias)
+    return folded
+
+
+def _fold_position(pos_embed: Any) -> nn.Module:
+    """``x + pos_embed(x)``: of a depthwise convolution, one more in the middle of its kernels."""
+    conv: Any = pos_embed.conv if type(pos_embed) is DepthwiseConv else None
+    depthwise = type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels
+    if not depthwise or (conv.padding, conv.dilation) != ('same', (1, 1)):
+        return Residual(pos_embed)
+    weight = conv.weight.clone()
+    weight[:, 0, (conv.kernel_size[0] - 1) // 2, (conv.kernel_size[1] - 1) // 2] += 1
+    return _replace(conv, weight, conv.bias)
+
+
+def _has_known_parts(block: MetaFormerBlock) -> bool:
+    scales = type(block.layer_scale1) is type(block.layer_scale2) is LayerScale
+    mixers: Any = [m for m in block.modules() if type(m) in (Attention, ContextAggregation)]
+    products = all(_is_product(m.qkv) and _is_product(m.proj) for m in mixers)
+    return scales and products and type(block.drop_path) in (nn.Identity, DropPath)
+
+
+def _is_product(module: Any) -> bool:
+    """Whether a module multiplies the channels of each token by one matrix."""
+    return type(module) is nn.Linear or (
+        type(module) is nn.Conv2d
+        and module.kernel_size == module.stride == (1, 1)
+        and module.padding in ((0, 0), 'same', 'valid')
+        and module.groups == 1
+    )
+
+
+def _keeps_constants(pool: Any) -> bool:
+    """Whether a pooling is a mean of the positions inside the map."""
+    mean = isinstance(pool, nn.AvgPool2d) and pool.divisor_override is None
+    return mean and not pool.count_include_pad
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether a call of a module runs more than the forward of its class."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or 'forward' in vars(module)
