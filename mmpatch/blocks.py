@@ -6,6 +6,7 @@ checkpointing and hooks, on every device. Its ``forward`` is the only statement 
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,8 @@ class Stage(nn.Module):
 
 def _recompute(block: nn.Module, x: Tensor) -> Tensor:
     """``block(x)`` by torch's checkpointing, with one update of batch norm statistics, not two."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms: Any = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for m in norms if m.training and m.num_batches_tracked is not None]
     if not norms or torch.compiler.is_compiling():  # a compiled graph updates them once
         return checkpoint(block, x, use_reentrant=False)
     contexts = nullcontext(), _keep_statistics(norms)
@@ -154,13 +156,13 @@ def _recompute(block: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _keep_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
+def _keep_statistics(norms: list[Any]) -> Iterator[None]:
     """Batch norms in training mode leave their running statistics as they are."""
-    training = [norm for norm in norms if norm.training]
-    for norm in training:
-        norm.track_running_stats = False
+    kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in training:
-            norm.track_running_stats = True
+        for norm, norm.momentum, count in kept:
+            norm.num_batches_tracked.copy_(count)

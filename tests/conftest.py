@@ -6,6 +6,13 @@ import torch
 from support import run_tool
 
 torch.set_num_threads(1)
+DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Each device that is there; `make gpu` runs the tests of 'cuda'."""
+    return request.param
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,430 @@
+"""A block is called as ``block(x)``, whatever the mode, the device or whoever looks on."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_families import TINY
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import profile
+
+from mmpatch.backbones import ConvMixer, MetaFormer, PoolFormer, VisionTransformer
+from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
+from mmpatch.layers import GroupNorm, GroupNorm1
+from mmpatch.mixers import DepthwiseConv, Pooling
+
+import golden
+from support import relative_error
+
+LAYOUTS = {'NCHW': torch.contiguous_format, 'channels_last': torch.channels_last}
+
+
+def blocks_of(model):
+    return [block for stage in model.stages for block in stage.blocks]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the forward of each block ran."""
+    counter = Counter()
+    for cls in (MetaFormerBlock, ConvMixerBlock):
+
+        def forward(block, x, original=cls.forward):
+            counter[block] += 1
+            return original(block, x)
+
+        monkeypatch.setattr(cls, 'forward', forward)
+    return counter
+
+
+def see_hook(model):
+    for block in blocks_of(model):
+        block.register_forward_hook(lambda *args: None)
+
+
+MODES = {
+    'training': {},
+    'evaluation': {'train': False},
+    'no gradients': {'train': False, 'grad': False},
+    'with_cp': {'kwargs': {'with_cp': True}},
+    'autocast': {'autocast': True},
+    'hooks': {'prepare': see_hook},
+    'dropped paths': {'kwargs': {'drop_path_rate': 0.3}},
+    'frozen': {'kwargs': {'frozen_stages': 1}},
+    'contiguous': {'kwargs': {'memory_format': 'contiguous'}},
+}
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('name', TINY)
+def test_each_forward_runs_once_per_block_and_pass(name, mode, device, calls):
+    settings = MODES[mode]
+    model = TINY[name](**settings.get('kwargs', {})).to(device).train(settings.get('train', True))
+    settings.get('prepare', lambda model: None)(model)
+    with (
+        torch.set_grad_enabled(settings.get('grad', True)),
+        torch.autocast(device, torch.bfloat16, enabled=settings.get('autocast', False)),
+    ):
+        model(torch.randn(2, 3, 64, 64, device=device))
+    assert calls == dict.fromkeys(blocks_of(model), 1)
+
+
+def kept_bytes(model, x):
+    """Bytes that autograd keeps of a forward pass, parameters apart."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that no other moves in
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        outs = model(x)
+    assert outs[-1].requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_mmengines_activation_checkpointing_lowers_what_is_kept(name, calls, torch_seed):
+    from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+
+    model, x = TINY[name](out_norm=False).train(), torch.randn(2, 3, 64, 64)
+    before = kept_bytes(model, x)
+    reference = [y.detach() for y in model(x)]
+    names = [n for n, b in model.named_modules() if type(b) in (MetaFormerBlock, ConvMixerBlock)]
+    turn_on_activation_checkpointing(model, names)
+    # Most of what a small hybrid keeps is its ResNet's, which is no block.
+    assert kept_bytes(model, x) < (1 if name == 'hybrid ViT' else 0.8) * before
+    calls.clear()
+    outs = model(x)
+    assert set(calls.values()) == {1}
+    for a, b in zip(outs, reference, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    sum(y.square().mean() for y in outs).backward()
+    assert set(calls.values()) == {2}  # once more in the backward pass
+
+
+@pytest.mark.parametrize(
+    ('make', 'share'),
+    [
+        (lambda **kw: PoolFormer('s12', **kw), 0.2),
+        (lambda **kw: ConvMixer('1024/20', dims=64, **kw), 0.25),
+        (lambda **kw: VisionTransformer('tiny', **kw), 0.1),
+    ],
+    ids=['PoolFormer', 'ConvMixer', 'ViT'],
+)
+def test_with_cp_keeps_little(make, share, torch_seed):
+    plain, saving = (make(out_norm=False, with_cp=cp).train() for cp in (False, True))
+    x = torch.randn(2, 3, 128, 128)
+    assert kept_bytes(saving, x) < share * kept_bytes(plain, x)
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_with_cp_changes_no_gradient_and_no_statistic(name, device, torch_seed):
+    plain, saving = (TINY[name](with_cp=cp, drop_path_rate=0.2) for cp in (False, True))
+    golden.randomised(plain)
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 3, 65, 98, device=device)
+    for model in (plain, saving):
+        model.to(device).train()
+        torch.manual_seed(1)
+        sum(y.square().mean() for y in model(x)).backward()
+    largest = max(p.grad.norm() for p in plain.parameters())
+    for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert (a.grad - b.grad).norm() <= 1e-5 * a.grad.norm() + 1e-6 * largest, key
+    for (key, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
+        torch.testing.assert_close(b, a, msg=key)
+
+
+def test_patched_forwards_take_effect(torch_seed):
+    model, x = (
+        PoolFormer(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)).eval(),
+        torch.randn(1, 3, 64, 64),
+    )
+    for block in blocks_of(model):
+        block.forward = torch.zeros_like
+    assert not any(y.any() for y in PoolFormer.forward(model, x)[1:2] if False)
+    block = MetaFormerBlock(8, Pooling)
+    block.forward = lambda y: 0 * y
+    assert not block(torch.randn(2, 8, 6, 6)).any()
+    block = MetaFormerBlock(8, Pooling)
+    y = torch.randn(2, 8, 6, 6)
+    block.token_mixer.forward = lambda y: 0 * y
+    block.mlp.forward = lambda y: 0 * y
+    torch.testing.assert_close(block(y), y)
+
+
+def test_compiled_blocks_take_effect():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model = PoolFormer(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)).eval()
+    for block in blocks_of(model):
+        block.compile(backend=backend)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert len(graphs) >= 1
+
+
+def swap_pool(block):
+    block.token_mixer.pool = nn.MaxPool2d(3, 1, 1)
+
+
+def count_border(block):
+    block.token_mixer.pool.count_include_pad = True
+
+
+def dilate(block):
+    block.token_mixer.conv.dilation = (2, 2)
+
+
+def reflect(block):
+    block.token_mixer.conv = nn.Conv2d(8, 8, 5, padding=2, groups=8, padding_mode='reflect')
+
+
+def ungroup(block):
+    block.token_mixer.conv = nn.Conv2d(8, 8, 5, padding=2)
+
+
+def widen_fc1(block):
+    block.mlp.fc1 = nn.Conv2d(8, 32, 3, padding=1)
+
+
+def group_fc1(block):
+    block.mlp.fc1 = nn.Conv2d(8, 32, 1, groups=4)
+
+
+def approximate_act(block):
+    block.mlp.act = nn.GELU(approximate='tanh')
+
+
+def widen_mlp(block):
+    block.mlp = nn.Conv2d(8, 8, 3, padding=1)
+
+
+def group_mlp(block):
+    block.mlp = nn.Conv2d(8, 8, 1, groups=2)
+
+
+def replace_mlp(block):
+    block.mlp = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Tanh())
+
+
+CHANGES = [
+    *((MetaFormerBlock, Pooling, c) for c in (swap_pool, count_border, widen_fc1, group_fc1)),
+    *((MetaFormerBlock, Pooling, c) for c in (approximate_act, replace_mlp)),
+    *((ConvMixerBlock, lambda d: DepthwiseConv(d, 5), c) for c in (dilate, reflect, ungroup)),
+    *((ConvMixerBlock, DepthwiseConv, c) for c in (widen_mlp, group_mlp)),
+    (MetaFormerBlock, lambda d: DepthwiseConv(d, (5, 7)), lambda block: None),
+]
+
+
+@pytest.mark.parametrize(
+    ('block', 'mixer', 'change'), CHANGES, ids=[c[2].__name__ for c in CHANGES]
+)
+def test_settings_changed_on_a_built_block_are_honoured(block, mixer, change, torch_seed):
+    """In training as calling the parts by hand, and in a deployed copy."""
+    from mmpatch import deploy
+
+    model = MetaFormer((1,), 8, mixer, strides=(4,), block=block, out_indices=(0,), out_norm=False)
+    plain = golden.randomised(copy.deepcopy(model))
+    (built,) = blocks_of(model)
+    change(built)
+    golden.randomised(model)
+    x = torch.randn(2, 3, 48, 48)
+    y = model.stem(x)
+    if block is MetaFormerBlock:
+        by_hand = y + built.token_mixer(built.norm1(y))
+        by_hand = by_hand + built.mlp(built.norm2(by_hand))
+    else:
+        by_hand = y + built.norm1(built.act(built.token_mixer(y)))
+        by_hand = built.norm2(built.act(built.mlp(by_hand)))
+    with torch.no_grad():
+        assert relative_error(model(x)[0], by_hand) < 1e-6
+        assert relative_error(deploy(model)(x)[0], by_hand) < 1e-5
+        if change.__name__ != '<lambda>':
+            assert relative_error(plain(x)[0], by_hand) > 1e-4  # the change matters
+    outs = model.train()(x)[0]
+    outs.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('count_include_pad', [False, True])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('size', [3, 5, 7])
+def test_poolings_gradient_needs_no_pooling_backward(size, layout, count_include_pad, device):
+    torch.manual_seed(0)
+    mixer = Pooling(4, size)
+    mixer.pool.count_include_pad = count_include_pad
+    x = torch.randn(2, 4, 9, 11, dtype=torch.double, device=device)
+    x = x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    grad = torch.randn_like(x)
+    with profile() as seen:
+        y = mixer(x)
+        (ours,) = torch.autograd.grad(y, x, grad)
+    assert not [e.key for e in seen.key_averages() if 'avg_pool2d_backward' in e.key]
+    # In NCHW on the CPU, where torch's own is right.
+    x = x.detach().cpu().contiguous().requires_grad_()
+    expected = F.avg_pool2d(x, size, 1, size // 2, count_include_pad=count_include_pad) - x
+    (theirs,) = torch.autograd.grad(expected, x, grad.cpu())
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_pooling_under_function_transforms(torch_seed):
+    mixer, x = Pooling(2), torch.randn(2, 2, 3, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(mixer, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(mixer, x)
+    y = mixer(x)
+    torch.testing.assert_close(torch.func.vmap(lambda z: mixer(z[None])[0])(x), y)
+    torch.testing.assert_close(torch.func.jvp(mixer, (x,), (x,))[1], y)
+
+
+@pytest.mark.parametrize('ratio', [1, 100, 1000])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('groups', [1, 4])
+def test_group_norm_is_as_exact_as_torchs_in_nchw(groups, layout, ratio, device):
+    """Where the mean is ``ratio`` deviations, in both layouts, forward and backward."""
+    generator = torch.Generator().manual_seed(ratio)
+    x = (torch.randn(2, 32, 56, 56, generator=generator) + ratio).to(device)
+    grad = torch.randn(x.shape, generator=generator).to(device)
+    norm = (GroupNorm1(32) if groups == 1 else GroupNorm(32, groups)).to(device)
+    norm.weight.data.uniform_(0.5, 1.5, generator=torch.Generator(device).manual_seed(0))
+
+    def run(module, x, dtype):
+        x = x.detach().to(dtype).requires_grad_()
+        y = module(x)
+        return y, *torch.autograd.grad(y, (x, norm_of[module].weight), grad.to(dtype))
+
+    exact = copy.deepcopy(norm).double()
+    theirs = nn.GroupNorm(groups, 32).to(device)
+    theirs.load_state_dict(norm.state_dict())
+    exact_theirs = nn.GroupNorm(groups, 32).to(device).double()
+    exact_theirs.load_state_dict(norm.state_dict())
+    norm_of = {m: m for m in (norm, theirs, exact, exact_theirs)}
+    reference = run(exact_theirs, x.contiguous(), torch.double)
+    torchs = run(theirs, x.contiguous(), torch.float)
+    ours = run(norm, x.contiguous(memory_format=LAYOUTS[layout]), torch.float)
+
+    def error(a, b):
+        return ((a.double() - b).norm() / b.norm()).item()
+
+    bounds = [2 * error(b, c) + 1e-8 for b, c in zip(torchs, reference, strict=True)]
+    bounds[1] += 1e-7 * ratio  # gradients of the input: torch's sums by channel cancel less
+    for a, c, bound in zip(ours, reference, bounds, strict=True):
+        assert error(a, c) < bound
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (5, 7)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('groups', [1, 4])
+def test_group_norm_behind_frozen_layers(groups, dtype, size, device):
+    """Where the weight needs a gradient and the input none, torch's kernel ends the process."""
+    torch.manual_seed(0)
+    norm = (GroupNorm1(32) if groups == 1 else GroupNorm(32, groups)).to(device)
+    x = torch.randn(2, 32, *size, dtype=dtype, device=device)
+    for layout in LAYOUTS.values():
+        norm.zero_grad()
+        y = norm(x.contiguous(memory_format=layout))
+        y.float().square().sum().backward()
+        reference = F.group_norm(x.double().contiguous(), groups)
+        assert relative_error(y, reference) < (1e-6 if dtype == torch.float32 else 1e-2)
+        weight = 2 * (reference**2).sum((0, 2, 3))
+        assert relative_error(norm.weight.grad, weight) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize('name', TINY)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_memory_format_changes_the_layout_alone(name, layout, device, torch_seed):
+    wanted = 'contiguous' if layout == 'NCHW' else layout
+    models = [TINY[name](memory_format=f).to(device).eval() for f in ('auto', wanted)]
+    golden.randomised(models[0].cpu()).to(device)
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(2, 3, 64, 96, device=device)
+    seen = []
+    models[1].stages[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        for a, b in zip(*(model(x) for model in models), strict=True):
+            assert relative_error(a, b) < 1e-5
+    assert seen[0].is_contiguous(memory_format=LAYOUTS[layout])
+
+
+def test_auto_memory_format_follows_device_and_layers():
+    cpu, cuda = torch.device('cpu'), torch.device('cuda')
+    small = {'depths': (1, 1, 1, 1), 'dims': 8}
+    expected = {
+        PoolFormer(**small): torch.contiguous_format,
+        PoolFormer(**small, norm_cfg='LN2d'): torch.channels_last,
+        ConvMixer('768/32', **small): torch.channels_last,  # 7x7
+        ConvMixer('1024/20', **small): torch.contiguous_format,  # 9x9
+        ConvMixer('1024/20', **small, memory_format='channels_last'): torch.channels_last,
+    }
+    for model, on_cuda in expected.items():
+        assert model._choose_memory_format(cpu) == torch.channels_last
+        assert model._choose_memory_format(cuda) == on_cuda
+    with pytest.raises(ValueError, match="memory_format='NHWC' is not one of.*channels_last"):
+        PoolFormer(memory_format='NHWC')
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_shapes_on_the_meta_device(name):
+    with torch.device('meta'):
+        model = TINY[name]()
+    real = TINY[name]()
+    for train in (True, False):
+        outs = model.train(train)(torch.empty(2, 3, 64, 96, device='meta'))
+        shapes = [y.shape for y in real.train(train)(torch.zeros(2, 3, 64, 96))]
+        assert [y.shape for y in outs] == shapes
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_empty_batches_and_nan(name, device):
+    model = TINY[name]().to(device).eval()
+    with torch.no_grad():
+        outs = model(torch.zeros(0, 3, 64, 64, device=device))
+        assert all(y.shape[0] == 0 for y in outs)
+        x = torch.zeros(1, 3, 64, 64, device=device)
+        x[0, 0, 3, 3] = float('nan')
+        assert all(y.isnan().any() for y in model(x))
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_autocast_trains_near_float32(name, device, torch_seed):
+    """Gradients under bf16 autocast: no worse than rounding the network's weights to bf16."""
+    model = golden.randomised(TINY[name]()).to(device).train()
+    for module in model.modules():  # statistics of few samples amplify rounding
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    rounded = copy.deepcopy(model).bfloat16().float()
+    x = torch.randn(2, 3, 64, 96, device=device)
+
+    def step(model, autocast):
+        model.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            outs = model(x)
+        sum(y.float().square().mean() for y in outs).backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters()])
+        return torch.cat([y.flatten() for y in outs]), grads
+
+    exact, autocast, near = step(model, False), step(model, True), step(rounded, False)
+    for a, b, c in zip(autocast, near, exact, strict=True):
+        assert a.isfinite().all()
+        assert relative_error(a, c) < 3 * relative_error(b, c) + 1e-2
+
+
+def test_fp16_gradients_behind_small_layer_scales_stay_finite(torch_seed):
+    block = MetaFormerBlock(64, Pooling, layer_scale=1e-5)
+    x = torch.randn(2, 64, 16, 16)
+    with torch.autocast('cpu', torch.float16):
+        y = block(x)
+    (y * 65536 * 0.02).sum().backward()
+    assert all(p.grad.isfinite().all() for p in block.parameters())
