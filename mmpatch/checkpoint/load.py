@@ -21,7 +21,7 @@ from mmpatch.compat.weight_files import read_weights
 ENTRIES = ('state_dict', 'model', 'model_ema')
 PREFIXES = ('module.', 'backbone.')
 #: Most numbers in an expanded view, which can claim any size; no tensor of a backbone has as many.
-MAX_EXPANDED = 2**26
+MAX_EXPANDED = 2**24
 
 
 def load_pretrained(
@@ -183,7 +183,7 @@ def fit_tensors(
     where = f'{report.source} ({layout.name} layout)'
     try:
         fitting, problems = match_tensors(tensors, layout, model, report, adapt_input)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f'{where}: {error}') from None
     if problems:
         hint = ''
