@@ -544,7 +544,7 @@ class TestPublished:
             with torch.device('meta'):
                 families[entry.family](**entry.settings)
             names.add(cached_name(entry.url))
-            layouts = (checkpoint.METAFORMER, *families[entry.family].LAYOUTS)
+            layouts = (checkpoint.METAFORMER_LAYOUT, *families[entry.family].LAYOUTS)
             assert entry.layout in {layout.name for layout in layouts}, name
             assert entry.url.startswith('https://') and entry.source, name
             assert len(entry.normalisation) == 2

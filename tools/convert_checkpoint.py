@@ -18,7 +18,7 @@ from mmengine.config import DictAction
 from torch import Tensor
 
 import mmpatch
-from mmpatch.checkpoint import METAFORMER, Layout, list_families, load
+from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load
 from mmpatch.compat import safe_load
 
 
@@ -81,7 +81,7 @@ def find_network(tensors: dict[str, Tensor], layout: Layout, src: str) -> dict[s
         ValueError: If there is none.
     """
     for family in list_families():
-        if layout is METAFORMER or layout in family.LAYOUTS:
+        if layout is METAFORMER_LAYOUT or layout in family.LAYOUTS:
             settings = load.find_arch(family, tensors, layout)
             if settings:
                 return {'type': f'mmpatch.{family.__name__}', **settings}

@@ -6,7 +6,7 @@ from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.checkpoint import Layout, Published, renumber
 from mmpatch.registry import MODELS
 
-AUTHORS = Layout(
+AUTHORS_LAYOUT = Layout(
     'allenai/container',
     r'patch_embed1\.proj\.weight',
     (
@@ -28,8 +28,8 @@ AUTHORS = Layout(
         (r'(norm|head)\..+', None),
     ),
 )
-STATIC = {'type': 'ContextAggregation', 'dynamic': False, 'static': 'conv'}
-STATIC_AND_DYNAMIC = {'type': 'ContextAggregation', 'num_heads': 16}
+STATIC_AFFINITY = {'type': 'ContextAggregation', 'dynamic': False, 'static': 'conv'}
+MIXED_AFFINITY = {'type': 'ContextAggregation', 'num_heads': 16}
 PYRAMID = {'depths': (3, 4, 8, 3), 'dims': (64, 128, 320, 512)}
 
 
@@ -52,17 +52,20 @@ class Container(MetaFormer):
         'light': {
             **PYRAMID,
             'mlp_ratios': (8, 8, 4, 4),
-            'token_mixers': (STATIC, STATIC, STATIC, STATIC_AND_DYNAMIC),
+            'token_mixers': (STATIC_AFFINITY, STATIC_AFFINITY, STATIC_AFFINITY, MIXED_AFFINITY),
         },
-        'light-paper': {**PYRAMID, 'token_mixers': (STATIC, STATIC, STATIC, STATIC_AND_DYNAMIC)},
-        'base': {**PYRAMID, 'token_mixers': STATIC_AND_DYNAMIC},
+        'light-paper': {
+            **PYRAMID,
+            'token_mixers': (STATIC_AFFINITY, STATIC_AFFINITY, STATIC_AFFINITY, MIXED_AFFINITY),
+        },
+        'base': {**PYRAMID, 'token_mixers': MIXED_AFFINITY},
     }
-    LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS,)
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS_LAYOUT,)
     PUBLISHED: ClassVar[dict[str, Published]] = {
         'container-light_in1k': Published(
             'https://drive.google.com/file/d/1WMOWoxTX7AQDCbfMYh7naqIHube3K85A',
             {'arch': 'light'},
-            AUTHORS.name,
+            AUTHORS_LAYOUT.name,
             None,
             82.3,
             'README of allenai/container',

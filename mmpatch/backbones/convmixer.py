@@ -30,9 +30,9 @@ def _make_layout(name: str, stem: str, blocks: str, head: str, first: int = 0) -
 
 
 # The authors' network is one list: stem, blocks from 3 on, pooling and classifier.
-AUTHORS = _make_layout('locuslab/convmixer', '', '', r'\d+\.(weight|bias)', first=3)
-TIMM = _make_layout('timm ConvMixer', r'stem\.', r'blocks\.', r'head\..+')
-MMPRETRAIN = _make_layout('mmpretrain ConvMixer', r'stem\.', r'stages\.', r'head\..+')
+AUTHORS_LAYOUT = _make_layout('locuslab/convmixer', '', '', r'\d+\.(weight|bias)', first=3)
+TIMM_LAYOUT = _make_layout('timm ConvMixer', r'stem\.', r'blocks\.', r'head\..+')
+MMPRETRAIN_LAYOUT = _make_layout('mmpretrain ConvMixer', r'stem\.', r'stages\.', r'head\..+')
 
 
 def _list_published() -> dict[str, Published]:
@@ -47,8 +47,8 @@ def _list_published() -> dict[str, Published]:
         ('1024/20', '1024_20_ks9_p14', 76.94, '1024-20_3rdparty_10xb64_in1k_20220323-48f8aeba'),
     ):
         for suffix, url, layout, licence, source in (
-            ('', f'{github}{file}.pth.tar', AUTHORS, 'MIT', readme),
-            ('_mmpretrain', f'{mm}{mm_file}.pth', MMPRETRAIN, 'Apache-2.0', metafile),
+            ('', f'{github}{file}.pth.tar', AUTHORS_LAYOUT, 'MIT', readme),
+            ('_mmpretrain', f'{mm}{mm_file}.pth', MMPRETRAIN_LAYOUT, 'Apache-2.0', metafile),
         ):
             table[f'convmixer-{arch.replace("/", "-")}{suffix}_in1k'] = Published(
                 url, {'arch': arch}, layout.name, licence, top1, source
@@ -93,7 +93,7 @@ class ConvMixer(MetaFormer):
         name: {'depth': depth, 'width': width, 'patch': patch, 'kernel': kernel, 'act': act}
         for name, (depth, width, patch, kernel, act) in TABLE.items()
     }
-    LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS, TIMM, MMPRETRAIN)
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS_LAYOUT, TIMM_LAYOUT, MMPRETRAIN_LAYOUT)
     PUBLISHED: ClassVar[dict[str, Published]] = _list_published()
 
     def __init__(

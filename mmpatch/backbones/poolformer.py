@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mmpatch.backbones.metaformer import MetaFormer
-from mmpatch.checkpoint import METAFORMER, Layout, Published, renumber
+from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, Published, renumber
 from mmpatch.registry import MODELS
 
-SMALL = (64, 128, 320, 512)
-MEDIUM = (96, 192, 384, 768)
+SMALL_DIMS = (64, 128, 320, 512)
+MEDIUM_DIMS = (96, 192, 384, 768)
 
 
 def _drop_classifier_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def _drop_classifier_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 # network.0, 2, 4, 6 are the stages, network.1, 3, 5 the downsampling before the next stage.
-AUTHORS = Layout(
+AUTHORS_LAYOUT = Layout(
     'sail-sg/poolformer',
     r'network\.0\.0\..+',
     (
@@ -41,7 +41,7 @@ AUTHORS = Layout(
     prepare_classifier=_drop_classifier_norm,
 )
 STEM, BLOCK = r'poolformer\.encoder\.patch_embeddings', r'poolformer\.encoder\.block\.(\d)\.(\d+)'
-HUGGING_FACE = Layout(
+HUGGING_FACE_LAYOUT = Layout(
     'Hugging Face PoolFormer',
     rf'{STEM}\.0\.projection\.weight',
     (
@@ -74,10 +74,10 @@ def _list_published() -> dict[str, Published]:
         timm_url = f'{face}timm/poolformer_{arch}.sail_in1k/resolve/main/model.safetensors'
         face_url = f'{face}sail/poolformer_{arch}/resolve/main/pytorch_model.bin'
         for suffix, url, layout, accuracy, source in (
-            ('', f'{sail}{arch}.pth.tar', AUTHORS, top1, paper),
-            ('_mmpretrain', mm_url, AUTHORS, mm_top1, mm_source),
-            ('_timm', timm_url, METAFORMER, timm_top1, 'timm, results-imagenet.csv'),
-            ('_hf', face_url, HUGGING_FACE, top1, paper),
+            ('', f'{sail}{arch}.pth.tar', AUTHORS_LAYOUT, top1, paper),
+            ('_mmpretrain', mm_url, AUTHORS_LAYOUT, mm_top1, mm_source),
+            ('_timm', timm_url, METAFORMER_LAYOUT, timm_top1, 'timm, results-imagenet.csv'),
+            ('_hf', face_url, HUGGING_FACE_LAYOUT, top1, paper),
         ):
             table[f'poolformer-{arch}{suffix}_in1k'] = Published(
                 url, {'arch': arch}, layout.name, 'Apache-2.0', accuracy, source
@@ -100,13 +100,13 @@ class PoolFormer(MetaFormer):
     """
 
     ARCHS: ClassVar[dict[str, dict[str, Any]]] = {
-        's12': {'depths': (2, 2, 6, 2), 'dims': SMALL, 'layer_scale': 1e-5},
-        's24': {'depths': (4, 4, 12, 4), 'dims': SMALL, 'layer_scale': 1e-5},
-        's36': {'depths': (6, 6, 18, 6), 'dims': SMALL, 'layer_scale': 1e-6},
-        'm36': {'depths': (6, 6, 18, 6), 'dims': MEDIUM, 'layer_scale': 1e-6},
-        'm48': {'depths': (8, 8, 24, 8), 'dims': MEDIUM, 'layer_scale': 1e-6},
+        's12': {'depths': (2, 2, 6, 2), 'dims': SMALL_DIMS, 'layer_scale': 1e-5},
+        's24': {'depths': (4, 4, 12, 4), 'dims': SMALL_DIMS, 'layer_scale': 1e-5},
+        's36': {'depths': (6, 6, 18, 6), 'dims': SMALL_DIMS, 'layer_scale': 1e-6},
+        'm36': {'depths': (6, 6, 18, 6), 'dims': MEDIUM_DIMS, 'layer_scale': 1e-6},
+        'm48': {'depths': (8, 8, 24, 8), 'dims': MEDIUM_DIMS, 'layer_scale': 1e-6},
     }
-    LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS, HUGGING_FACE)
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS_LAYOUT, HUGGING_FACE_LAYOUT)
     PUBLISHED: ClassVar[dict[str, Published]] = _list_published()
 
     def __init__(self, arch: str = 's12', *, pool_size: int = 3, **kwargs: Any) -> None:

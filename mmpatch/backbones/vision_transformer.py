@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.backbones.vit_conversion import add_patch_bias, convert_arrays, split_positions
-from mmpatch.checkpoint import HALF, Layout, Published
+from mmpatch.checkpoint import HALF_STATS, Layout, Published
 from mmpatch.registry import MODELS
 
-TIMM = Layout(
+TIMM_LAYOUT = Layout(
     'timm, DeiT or MAE ViT',
     r'blocks\.0\.attn\.qkv\.weight',
     (
@@ -32,7 +32,7 @@ TIMM = Layout(
 )
 BLOCK, ATTENTION = r'Transformer/encoderblock_(\d+)', 'MultiHeadDotProductAttention_[01]'
 UNIT = r'block(\d)/unit(\d)'
-GOOGLE = Layout(
+GOOGLE_LAYOUT = Layout(
     'google-research ViT',
     r'.*Transformer/encoderblock(_0)?/LayerNorm_0/scale',
     (
@@ -54,7 +54,7 @@ GOOGLE = Layout(
     ),
     convert_arrays,
 )
-MM = Layout(
+MM_LAYOUT = Layout(
     'mmpretrain or mmseg ViT',
     r'layers\.0\.ln1\.weight',
     (
@@ -81,6 +81,7 @@ def _name_unit(match: re.Match[str], part: str) -> str:
 def _list_published() -> dict[str, Published]:
     meta = 'https://dl.fbaipublicfiles.com/'
     google = 'https://storage.googleapis.com/vit_models/augreg/'
+    timm, apache = TIMM_LAYOUT.name, 'Apache-2.0'
     table = {}
     for arch, file, top1 in (
         ('tiny', 'tiny_patch16_224-a1311bcf', 72.2),
@@ -92,26 +93,18 @@ def _list_published() -> dict[str, Published]:
         ('base', 'base_patch16_384-8de9b5d1', 82.9),
         ('base', 'base_distilled_patch16_384-d0272ac0', 85.2),
     ):
+        url, source = f'{meta}deit/deit_{file}.pth', 'README_deit.md of facebookresearch/deit'
         size = int(file.split('-')[0][-3:])
         name = arch + '-distilled' * ('distilled' in file) + '-384' * (size == 384)
         settings = {'arch': arch, 'distilled': 'distilled' in file, 'pretrain_img_size': size}
-        table[f'deit-{name}_in1k'] = Published(
-            f'{meta}deit/deit_{file}.pth',
-            settings,
-            TIMM.name,
-            'Apache-2.0',
-            top1,
-            'README_deit.md of facebookresearch/deit',
-        )
+        table[f'deit-{name}_in1k'] = Published(url, settings, timm, apache, top1, source)
     for arch in ('base', 'large', 'huge'):
-        table[f'mae-{arch}_in1k'] = Published(
+        url, source = (
             f'{meta}mae/pretrain/mae_pretrain_vit_{arch}.pth',
-            {'arch': arch},
-            TIMM.name,
-            'CC-BY-NC-4.0',
-            None,
             'README of facebookresearch/mae',
         )
+        entry = Published(url, {'arch': arch}, timm, 'CC-BY-NC-4.0', None, source)
+        table[f'mae-{arch}_in1k'] = entry
     for arch, patch, file in (
         ('tiny', 16, 'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'),
         ('small', 16, 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'),
@@ -124,26 +117,19 @@ def _list_published() -> dict[str, Published]:
         ('small-r26-s32', None, 'R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0'),
         ('large-r50-s32', None, 'R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0'),
     ):
-        table[f'vit-{arch}{f"-p{patch}" if patch else ""}_in21k'] = Published(
-            f'{google}{file}.npz',
-            {'arch': arch, 'patch_size': patch},
-            GOOGLE.name,
-            'Apache-2.0',
-            None,
-            'arXiv 2106.10270',
-            HALF,
+        name, url, source = f'vit-{arch}', f'{google}{file}.npz', 'arXiv 2106.10270'
+        settings = {'arch': arch, 'patch_size': patch}
+        table[f'{name}-p{patch}_in21k' if patch else f'{name}_in21k'] = Published(
+            url, settings, GOOGLE_LAYOUT.name, apache, None, source, HALF_STATS
         )
-    table['vit-base-r50-s16_in1k'] = Published(
-        'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
-        'jx_vit_base_resnet50_384-9fd3c705.pth',
-        {'arch': 'base-r50-s16', 'pretrain_img_size': 384},
-        TIMM.name,
-        'Apache-2.0',
-        None,
+    github = 'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
+    url, source = (
+        f'{github}jx_vit_base_resnet50_384-9fd3c705.pth',
         'timm, vision_transformer_hybrid.py',
-        HALF,
     )
-    return table
+    settings = {'arch': 'base-r50-s16', 'pretrain_img_size': 384}
+    entry = Published(url, settings, timm, apache, None, source, HALF_STATS)
+    return table | {'vit-base-r50-s16_in1k': entry}
 
 
 @MODELS.register_module()
@@ -196,7 +182,7 @@ class VisionTransformer(MetaFormer):
         name: {'width': width, 'depth': depth, 'heads': heads, 'patch': patch, 'resnet': resnet}
         for name, (width, depth, heads, patch, resnet) in TABLE.items()
     }
-    LAYOUTS: ClassVar[tuple[Layout, ...]] = (TIMM, GOOGLE, MM)
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = (TIMM_LAYOUT, GOOGLE_LAYOUT, MM_LAYOUT)
     PUBLISHED: ClassVar[dict[str, Published]] = _list_published()
 
     def __init__(

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from mmpatch.checkpoint.layout import METAFORMER, Layout, renumber
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, renumber
 from mmpatch.checkpoint.load import load_init_cfg, load_pretrained
 from mmpatch.checkpoint.match import Report, rename_in_place
-from mmpatch.checkpoint.published import HALF, Published, list_families, list_published
+from mmpatch.checkpoint.published import HALF_STATS, Published, list_families, list_published
 
 __all__ = [
-    'HALF',
-    'METAFORMER',
+    'HALF_STATS',
+    'METAFORMER_LAYOUT',
     'PUBLISHED',
     'Layout',
     'Published',

@@ -69,7 +69,7 @@ def renumber(template: str, divide: int = 1, shift: int = 0) -> Callable[[re.Mat
 
 
 #: State dicts of this package, and of timm's MetaFormer, which uses the same names.
-METAFORMER = Layout(
+METAFORMER_LAYOUT = Layout(
     'mmpatch or timm MetaFormer',
     r'stages\.0\.blocks\.0\..+',
     ((r'(stem|positions|stages|out_norms)\..+', r'\g<0>'), (r'head\..+', None)),
@@ -78,7 +78,7 @@ METAFORMER = Layout(
 
 def list_layouts() -> list[Layout]:
     """That of the package, and those of all families."""
-    return [METAFORMER, *(layout for family in list_families() for layout in family.LAYOUTS)]
+    return [METAFORMER_LAYOUT, *(layout for family in list_families() for layout in family.LAYOUTS)]
 
 
 def find_layout(tensors: Tensors) -> Layout | None:

@@ -11,7 +11,7 @@ from mmengine.model import PretrainedInit, initialize
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmpatch.checkpoint.layout import METAFORMER, Layout, find_layout, list_layouts
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, find_layout, list_layouts
 from mmpatch.checkpoint.match import NOT_FINITE, Report, join_names, match_tensors
 from mmpatch.checkpoint.published import SCHEME, find_published, list_families, list_published
 from mmpatch.compat.safe_load import download
@@ -135,7 +135,8 @@ def unwrap(content: Any, source: str, prefix: str = '') -> tuple[dict[str, Tenso
     tensors = content if isinstance(content, dict) else {}
     tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f'{source} holds no tensors')
+        choice = f"; choose an entry with prefix='{next(iter(entries))}.'" if entries else ''
+        raise ValueError(f'{source} holds no tensors{choice}')
     if wrong := [repr(key) for key in tensors if not isinstance(key, str)]:
         raise ValueError(f'{source} has keys that are no strings: {join_names(wrong)}')
     if prefix and not any(key.removeprefix('module.').startswith(prefix) for key in tensors):
@@ -215,7 +216,7 @@ def find_arch(family: Any, tensors: dict[str, Tensor], layout: Layout) -> dict[s
 
 
 def _check_family(family: Any, layout: Layout, source: str) -> None:
-    if layout is METAFORMER or not family.LAYOUTS or layout in family.LAYOUTS:
+    if layout is METAFORMER_LAYOUT or not family.LAYOUTS or layout in family.LAYOUTS:
         return
     owner = next(cls.__name__ for cls in list_families() if layout in cls.LAYOUTS)
     raise ValueError(

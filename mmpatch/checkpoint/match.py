@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmpatch.checkpoint.layout import METAFORMER, Grid, Layout, find_layout
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Grid, Layout, find_layout
 from mmpatch.layers import resample_patch_embed
 
 #: Parts of the names of parameters that no published classifier has: they keep their values.
@@ -127,7 +127,7 @@ def rename_in_place(model: Any, state_dict: dict[str, Tensor], prefix: str) -> N
     """
     part = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     layout = find_layout(part)
-    if layout is None or layout is METAFORMER:
+    if layout is None or layout is METAFORMER_LAYOUT:
         return
     wanted = model.state_dict()
     try:

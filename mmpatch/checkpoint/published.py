@@ -8,8 +8,8 @@ from typing import Any
 from mmpatch.registry import MODELS
 
 #: Mean and deviation of the pixels, 0 to 255, in training: ImageNet's, and those of Google's ViTs.
-IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-HALF = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+IMAGENET_STATS = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+HALF_STATS = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
 SCHEME = 'mmpatch://'
 
@@ -36,7 +36,7 @@ class Published:
     licence: str | None
     top1: float | None
     source: str
-    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] = IMAGENET
+    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] = IMAGENET_STATS
     direct: bool = True
     family: str = ''
 
