@@ -572,8 +572,8 @@ class TestPublished:
     def test_urls(self, name, url):
         assert checkpoint.PUBLISHED[name].url == url
 
-    def test_a_file_that_is_not_the_published_one(self, tmp_path, monkeypatch):
-        """torch's hub compares the hash while it downloads, so that nothing wrong is kept."""
+    def test_a_download_that_is_not_the_published_file(self, tmp_path, monkeypatch):
+        """torch's hub compares the hash, and keeps nothing wrong."""
         monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
         asked = []
 
@@ -585,6 +585,13 @@ class TestPublished:
         with pytest.raises(RuntimeError, match='a1311bcf.pth is not the file that was published'):
             loaded('mmpatch://deit-tiny_in1k', VisionTransformer, arch='tiny')
         assert asked == [('deit_tiny_patch16_224-a1311bcf.pth', 'a1311bcf')]
+
+    def test_an_older_download_that_is_not_the_published_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+        (tmp_path / 'checkpoints').mkdir()
+        (tmp_path / 'checkpoints/deit_tiny_patch16_224-a1311bcf.pth').write_bytes(b'something')
+        with pytest.raises(RuntimeError, match='SHA-256.*a1311bcf; delete it'):
+            loaded('mmpatch://deit-tiny_in1k', VisionTransformer, arch='tiny')
 
 
 def test_a_family_of_another_project_takes_part(tmp_path):

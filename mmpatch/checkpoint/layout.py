@@ -38,6 +38,17 @@ class Layout:
     prepare: Callable[[Tensors, Grid], Tensors] | None = None
     prepare_classifier: Callable[[Tensors], Tensors] | None = None
 
+    def convert(self, tensors: Tensors, grid: Grid = None) -> Tensors:
+        """Apply ``prepare``, if there is one.
+
+        Raises:
+            ValueError: If the tensors have wrong shapes.
+        """
+        try:
+            return self.prepare(tensors, grid) if self.prepare else tensors
+        except (RuntimeError, LookupError) as error:
+            raise ValueError(f'tensors of wrong shapes: {error}') from error
+
     def rename(self, key: str) -> str | None:
         """New name of a key, or None if a rule drops it.
 

@@ -184,7 +184,7 @@ def fit_tensors(
     where = f'{report.source} ({layout.name} layout)'
     try:
         fitting, problems = match_tensors(tensors, layout, model, report, adapt_input)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ValueError(f'{where}: {error}') from None
     if problems:
         hint = ''
@@ -202,11 +202,11 @@ def find_arch(family: Any, tensors: dict[str, Tensor], layout: Layout) -> dict[s
     Raises:
         ValueError: If the tensors cannot be prepared.
     """
-    named = layout.rename_all(layout.prepare(tensors, None) if layout.prepare else tensors)
+    named = layout.rename_all(layout.convert(tensors))
     for arch in family.ARCHS:
-        settings = {'arch': arch, **family.infer_settings(arch, named)}
         report = Report('')
-        with suppress(ValueError):
+        with suppress(ValueError, LookupError):
+            settings = {'arch': arch, **family.infer_settings(arch, named)}
             with torch.device('meta'):
                 model = family(**settings)
             _, problems = match_tensors(tensors, layout, model, report)

@@ -76,9 +76,8 @@ def match_tensors(
     found = set()
     if layout.prepare_classifier:
         tensors = layout.prepare_classifier(tensors)
-    if layout.prepare:
-        tensors = layout.prepare(tensors, _get_grid(model))
-    for key, name, tensor in _place(tensors, layout, model, wanted):
+    prepared = layout.convert(tensors, _get_grid(model))
+    for key, name, tensor in _place(prepared, layout, model, wanted):
         if not name:
             (report.dropped if name is None else unknown).append(key)
             continue
@@ -131,7 +130,7 @@ def rename_in_place(model: Any, state_dict: dict[str, Tensor], prefix: str) -> N
         return
     wanted = model.state_dict()
     try:
-        prepared = layout.prepare(part, _get_grid(model)) if layout.prepare else part
+        prepared = layout.convert(part, _get_grid(model))
     except ValueError as error:
         raise ValueError(f'{prefix}* ({layout.name} layout): {error}') from None
     for key in part:

@@ -65,11 +65,11 @@ def download(
         url: Address of the file.
         folder: Where to keep it, by default ``checkpoints`` in torch's hub folder.
         progress: Whether to show a progress bar.
-        sha256: First digits of the SHA-256 that the download must have.
+        sha256: First digits of the SHA-256 that the file must have.
 
     Raises:
         OSError: If it cannot be downloaded.
-        RuntimeError: If its SHA-256 differs. It is not kept.
+        RuntimeError: If its SHA-256 differs. Such a download is not kept.
     """
     path = Path(folder or f'{torch.hub.get_dir()}/checkpoints') / cached_name(url)
     first = not dist.is_distributed() or int(os.environ.get('LOCAL_RANK', dist.get_rank())) == 0
@@ -88,6 +88,12 @@ def download(
         dist.barrier()
     if not path.is_file():
         raise OSError(f'{url} was not downloaded; see the error of the first rank of this machine')
+    # torch.hub compares the hash of a download only, not of a file that was there before
+    if sha256 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+        raise RuntimeError(
+            f'{path} is not the file that was published at {url}: its SHA-256 does not start with '
+            f'{sha256}; delete it and load again'
+        )
     return path
 
 
