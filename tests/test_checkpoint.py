@@ -395,6 +395,15 @@ class TestWrongFiles:
         with pytest.raises(ValueError, match=culprit):
             checkpoint.load_pretrained(model, tmp_path / 'file.pth')
 
+    def test_has_two_tensors_for_one_place(self, tmp_path):
+        state = golden.published('container_light')[1]
+        state['blocks1.0.conv.weight'] = state['blocks1.0.attn.weight'] + 1
+        torch.save(state, tmp_path / 'file.pth')
+        with torch.device('meta'):
+            model = Container()
+        with pytest.raises(ValueError, match='has no tensor for: blocks1.0.conv.weight'):
+            checkpoint.load_pretrained(model, tmp_path / 'file.pth')
+
     @pytest.mark.parametrize('suffix', ['pth', 'npz', 'safetensors'])
     def test_is_cut_off(self, tmp_path, published, suffix):
         path = tmp_path / f'damaged.{suffix}'

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,24 +49,12 @@ class Layout:
             raise ValueError(f'tensors of wrong shapes: {error}') from error
 
     def rename(self, key: str) -> str | None:
-        """New name of a key, or None if a rule drops it.
-
-        Raises:
-            KeyError: If no rule matches the key.
-        """
+        """New name of a key; None if a rule drops it, '' if no rule matches."""
         for pattern, target in self.rules:
             match = re.fullmatch(pattern, key)
             if match:
                 return match.expand(target) if isinstance(target, str) else target and target(match)
-        raise KeyError(key)
-
-    def rename_all(self, tensors: Tensors) -> dict[str | None, Tensor]:
-        """Tensors by their new names, without those whose keys no rule matches."""
-        renamed: dict[str | None, Tensor] = {}
-        for key, tensor in tensors.items():
-            with suppress(KeyError):
-                renamed[self.rename(key)] = tensor
-        return renamed
+        return ''
 
 
 def renumber(template: str, divide: int = 1, shift: int = 0) -> Callable[[re.Match[str]], str]:

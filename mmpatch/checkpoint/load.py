@@ -202,7 +202,7 @@ def find_arch(family: Any, tensors: dict[str, Tensor], layout: Layout) -> dict[s
     Raises:
         ValueError: If the tensors cannot be prepared.
     """
-    named = layout.rename_all(layout.convert(tensors))
+    named = {layout.rename(key): tensor for key, tensor in layout.convert(tensors).items()}
     for arch in family.ARCHS:
         report = Report('')
         with suppress(ValueError, LookupError):

@@ -82,7 +82,7 @@ def match_tensors(
             (report.dropped if name is None else unknown).append(key)
             continue
         found.add(name)
-        if name not in wanted:
+        if name not in wanted or name in matched:
             surplus.append(key)
             continue
         if wanted[name].is_floating_point() and not (
@@ -153,10 +153,7 @@ def _place(
 ) -> Iterator[tuple[str, str | None, Tensor]]:
     """Yield keys, names in the model and tensors: None for a dropped one, '' for an unknown key."""
     for key, tensor in tensors.items():
-        try:
-            name = layout.rename(key)
-        except KeyError:
-            name = ''
+        name = layout.rename(key)
         if name and name.startswith('blocks.'):
             name = _place_block(name, model.depths)
         if name and name not in wanted:
