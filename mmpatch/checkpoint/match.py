@@ -108,7 +108,7 @@ def match_tensors(
         'keys that no rule explains': unknown,
         'keys that the model has no tensor for': surplus,
         'wrong shapes': wrong,
-        'integers or truth values instead of weights': integers,
+        'integer or boolean tensors instead of weights': integers,
         'tensors of the backbone that the file lacks': [n for n in absent if n not in report.new],
         NOT_FINITE: [name for name, tensor in matched.items() if not tensor.isfinite().all()],
     }
