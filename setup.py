@@ -27,7 +27,7 @@ setup(
         'torchvision>=0.21',
         'timm>=1.0.9,<2',
         'mmengine>=0.10.4,<0.11',
-        'numpy>=1.24',
+        'numpy>=1.26',
         'setuptools<81',  # mmengine imports pkg_resources
     ],
     extras_require={

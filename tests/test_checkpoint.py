@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from mmpatch import checkpoint
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
 from mmpatch.compat.safe_load import cached_name
+from mmpatch.registry import MODELS
 
 import golden
 from support import pretrained, run_tool
@@ -89,7 +90,9 @@ def test_prefix_of_ones_own(published):
 
 def test_a_prefix_that_no_key_has_is_named(published):
     model = PoolFormer(**TINY, init_cfg=pretrained(published(), prefix='encoder.'))
-    with pytest.raises(ValueError, match="no key that starts with 'encoder.', but such as norm"):
+    with pytest.raises(
+        ValueError, match="no key that starts with 'encoder.'; its keys are such as norm"
+    ):
         model.init_weights()
 
 
@@ -392,9 +395,17 @@ class TestWrongFiles:
         with pytest.raises(ValueError, match=culprit):
             checkpoint.load_pretrained(model, tmp_path / 'file.pth')
 
+    def test_has_two_tensors_for_one_place(self, tmp_path):
+        state = golden.published('container_light')[1]
+        state['blocks1.0.conv.weight'] = state['blocks1.0.attn.weight'] + 1
+        torch.save(state, tmp_path / 'file.pth')
+        with torch.device('meta'):
+            model = Container()
+        with pytest.raises(ValueError, match='has no tensor for: blocks1.0.conv.weight'):
+            checkpoint.load_pretrained(model, tmp_path / 'file.pth')
+
     @pytest.mark.parametrize('suffix', ['pth', 'npz', 'safetensors'])
-    @pytest.mark.parametrize('how', ['truncated', 'no checkpoint', 'missing'])
-    def test_is_damaged(self, tmp_path, published, suffix, how):
+    def test_is_cut_off(self, tmp_path, published, suffix):
         path = tmp_path / f'damaged.{suffix}'
         state = torch.load(published())
         if suffix == 'npz':
@@ -403,17 +414,47 @@ class TestWrongFiles:
             save_file(state, path)
         else:
             torch.save(state, path)
-        if how == 'missing':
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[:1000] if how == 'truncated' else b'hello' * 99)
-        error, text = (
-            (FileNotFoundError, 'does not exist')
-            if how == 'missing'
-            else (RuntimeError, 'damaged or no')
-        )
-        with pytest.raises(error, match=rf'damaged.{suffix}.*{text}'):
+        path.write_bytes(path.read_bytes()[:-1000])
+        with pytest.raises(RuntimeError, match=rf'damaged.{suffix} is damaged'):
             checkpoint.load_pretrained(PoolFormer(**TINY), path)
+
+    TENSORS: ClassVar = {
+        'sparse': (lambda t: t.to_sparse(), 'torch.sparse_coo'),
+        'quantised': (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), 'torch.qint8'),
+        'float8': (lambda t: t.to(torch.float8_e4m3fn), 'torch.float8_e4m3fn'),
+        'meta': (lambda t: t.to('meta'), 'meta device'),
+        'int8': (lambda t: t.to(torch.int8), 'torch.int8'),
+        'int64': (lambda t: t.long(), 'torch.int64'),
+        'bool': (lambda t: t > 0, 'torch.bool'),
+        'huge': (lambda t: t[:1, :1, :1, :1].expand(1, 96, 60000, 60000), 'expanded view'),
+    }
+
+    @pytest.mark.parametrize('kind', TENSORS)
+    def test_holds_tensors_that_are_no_weights(self, published, kind):
+        change, culprit = self.TENSORS[kind]
+        key = 'network.1.proj.weight'
+        path = published(lambda s: s | {key: change(s[key])})
+        with pytest.raises(ValueError, match=rf'file.pth.*(network|stages)\S+ .*{culprit}'):
+            loaded(path)
+
+    def test_positions_of_absurd_size_are_refused_before_they_are_resampled(self, tmp_path):
+        state = vit_file(tmp_path / 'vit.pth')
+        row = state['pos_embed'][:, :1]
+        torch.save(state | {'pos_embed': row.expand(1, 60000**2 + 1, 192)}, tmp_path / 'vit.pth')
+        model = VisionTransformer('tiny', **VIT)
+        with pytest.raises(ValueError, match=r'pos_embed \(an expanded view'):
+            checkpoint.load_pretrained(model, tmp_path / 'vit.pth')
+
+    @pytest.mark.parametrize('dtype', ['float64', 'float16', 'bfloat16', 'complex64'])
+    def test_other_floating_point_numbers_load(self, published, dtype):
+        path = published(lambda s: {k: v.to(getattr(torch, dtype)) for k, v in s.items()})
+        expected = torch.load(path)['patch_embed.proj.bias']
+        expected = (expected.real if expected.is_complex() else expected).float()
+        assert torch.equal(loaded(path).stem.conv.bias, expected)
+
+    def test_keys_are_no_strings(self, published):
+        with pytest.raises(ValueError, match='file.pth has keys that are no strings: 7'):
+            loaded(published(lambda s: {**s, 7: torch.ones(1)}))
 
     def test_holds_foreign_code(self, tmp_path):
         import pickle
@@ -426,31 +467,94 @@ class TestWrongFiles:
         with pytest.raises(pickle.UnpicklingError, match='file.pth is refused.*print'):
             checkpoint.load_pretrained(PoolFormer(**TINY), tmp_path / 'file.pth')
 
-    def test_unknown_arguments_are_no_silent_wish(self, published):
+    def test_unknown_arguments_are_not_ignored(self, published):
         model = PoolFormer(**TINY, init_cfg=pretrained(published(), strict=False))
         with pytest.raises(TypeError, match='strict'):
             model.init_weights()
 
 
+class TestInitCfg:
+    """A list is as good as a dict, and what names no file is no silent start from scratch."""
+
+    def test_lists_load_strictly_after_other_initialisers(self, published):
+        path = published()
+        constant = {'type': 'Constant', 'layer': ['Conv2d', 'GroupNorm1'], 'val': 3.0}
+        model = PoolFormer(**TINY, init_cfg=[pretrained(path), constant])
+        model.init_weights()
+        assert torch.equal(model.stem.conv.bias, torch.load(path)['patch_embed.proj.bias'])
+        model = PoolFormer(**{**TINY, 'depths': (1, 1, 1, 1)}, init_cfg=[pretrained(path)])
+        with pytest.raises(ValueError, match='has no tensor for: network.4.1'):
+            model.init_weights()
+
+    @pytest.mark.parametrize('wrap', [lambda cfg: cfg, lambda cfg: [cfg]])
+    @pytest.mark.parametrize(
+        ('cfg', 'error', 'culprit'),
+        [
+            (
+                'mmpatch://x',
+                TypeError,
+                r"PoolFormer: .*dict\(type='Pretrained', checkpoint='mmpatch",
+            ),
+            (
+                {'type': 'Pretrained'},
+                ValueError,
+                "PoolFormer: .*names no file; add checkpoint='mmp",
+            ),
+        ],
+    )
+    def test_without_a_file_is_an_error(self, cfg, error, culprit, wrap):
+        with pytest.raises(error, match=culprit):
+            PoolFormer(**TINY, init_cfg=wrap(cfg)).init_weights()
+
+
+class TestEntries:
+    """A file with several state dicts: the report says which one was taken, and how to choose."""
+
+    def load(self, published, **kwargs):
+        path = published(lambda s: {'model': s, 'ema': {k: v + 1 for k, v in s.items()}, 'n': 1})
+        model = PoolFormer(**TINY)
+        report = checkpoint.load_pretrained(model, path, **kwargs)
+        return str(report), model.stem.conv.bias, torch.load(path)
+
+    def test_the_report_names_the_other_ones(self, published):
+        report, bias, content = self.load(published)
+        assert "from 'model', not from 'ema' (prefix='ema.')" in report
+        assert torch.equal(bias, content['model']['patch_embed.proj.bias'])
+
+    def test_a_prefix_chooses(self, published):
+        report, bias, content = self.load(published, prefix='ema.')
+        assert "from 'ema', not from 'model' (prefix='model.')" in report
+        assert torch.equal(bias, content['ema']['patch_embed.proj.bias'])
+
+
 class TestPublished:
-    def test_unknown_name(self):
-        with pytest.raises(ValueError, match='poolformer-s99.*poolformer-s12_in1k'):
-            loaded('mmpatch://poolformer-s99')
+    @pytest.mark.parametrize(
+        ('name', 'nearest'),
+        [('poolformer-s99', 'poolformer-s..?_'), ('vit-bse-p16_in21k', 'vit-base-p16_in21k')],
+    )
+    def test_unknown_names_get_the_nearest_one(self, name, nearest):
+        with pytest.raises(ValueError, match=f'{name}: .*nearest: {nearest}') as error:
+            loaded(f'mmpatch://{name}')
+        assert len(str(error.value)) < 300
+
+    def test_a_name_without_its_scheme(self):
+        with pytest.raises(FileNotFoundError, match='write mmpatch://poolformer-s12_in1k'):
+            loaded('poolformer-s12_in1k')
 
     def test_file_without_direct_link(self):
         with pytest.raises(ValueError, match='drive.google.com.*give the path'):
             loaded('mmpatch://container-light_in1k')
 
     def test_every_entry_is_of_a_known_network_and_layout(self):
-        from mmpatch.checkpoint.layouts import LAYOUTS
-
-        families = {f.__name__: f for f in (PoolFormer, Container, ConvMixer, VisionTransformer)}
+        families = {family.__name__: family for family in checkpoint.list_families()}
+        assert {'PoolFormer', 'Container', 'ConvMixer', 'VisionTransformer'} <= set(families)
         names = set()
         for name, entry in checkpoint.PUBLISHED.items():
             with torch.device('meta'):
                 families[entry.family](**entry.settings)
             names.add(cached_name(entry.url))
-            assert entry.layout in {layout.name for layout in LAYOUTS}, name
+            layouts = (checkpoint.METAFORMER_LAYOUT, *families[entry.family].LAYOUTS)
+            assert entry.layout in {layout.name for layout in layouts}, name
             assert entry.url.startswith('https://') and entry.source, name
             assert len(entry.normalisation) == 2
         assert len(names) == len(checkpoint.PUBLISHED)  # no two share a download
@@ -477,12 +581,50 @@ class TestPublished:
     def test_urls(self, name, url):
         assert checkpoint.PUBLISHED[name].url == url
 
-    def test_a_file_that_is_not_the_published_one(self, tmp_path, monkeypatch):
+    def test_a_download_that_is_not_the_published_file(self, tmp_path, monkeypatch):
+        """torch's hub compares the hash, and keeps nothing wrong."""
+        monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+        asked = []
+
+        def download(url, path, sha256, progress):
+            asked.append((url.rsplit('/')[-1], sha256))
+            raise RuntimeError('invalid hash value')
+
+        monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+        with pytest.raises(RuntimeError, match='a1311bcf.pth is not the file that was published'):
+            loaded('mmpatch://deit-tiny_in1k', VisionTransformer, arch='tiny')
+        assert asked == [('deit_tiny_patch16_224-a1311bcf.pth', 'a1311bcf')]
+
+    def test_an_older_download_that_is_not_the_published_file(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
         (tmp_path / 'checkpoints').mkdir()
         (tmp_path / 'checkpoints/deit_tiny_patch16_224-a1311bcf.pth').write_bytes(b'something')
         with pytest.raises(RuntimeError, match='SHA-256.*a1311bcf; delete it'):
             loaded('mmpatch://deit-tiny_in1k', VisionTransformer, arch='tiny')
+
+
+def test_a_family_of_another_project_takes_part(tmp_path):
+    """Its sizes, layouts and files are class attributes; nothing else has to know of it."""
+    layout = checkpoint.Layout('mine', r'a\.b', ((r'a\.b', 'stem.conv.bias'),))
+
+    class Mine(PoolFormer):
+        ARCHS: ClassVar = {'xs': TINY}
+        LAYOUTS: ClassVar = (*PoolFormer.LAYOUTS, layout)
+        PUBLISHED: ClassVar = {
+            'mine': checkpoint.Published('https://x.org/y', {'arch': 'xs'}, 'mine', None, 1.0, 'y')
+        }
+
+    torch.save({'a.b': torch.ones(8)}, tmp_path / 'mine.pth')
+    MODELS.register_module(module=Mine)
+    try:
+        assert checkpoint.PUBLISHED['mine'].family == 'Mine'
+        with pytest.raises(ValueError, match=r'mine.pth \(mine layout\).* lacks: stem.conv.weight'):
+            checkpoint.load_pretrained(Mine('xs'), tmp_path / 'mine.pth')
+        with pytest.raises(ValueError, match='holds a Mine .*the model is a PoolFormer'):
+            checkpoint.load_pretrained(PoolFormer(**TINY), tmp_path / 'mine.pth')
+    finally:
+        del MODELS.module_dict['Mine']
+    assert 'mine' not in checkpoint.PUBLISHED
 
 
 @pytest.mark.process

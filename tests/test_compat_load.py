@@ -1,17 +1,27 @@
 """Checkpoints are read with weights_only, and the types they need are allowed."""
 
 import argparse
+import gzip
+import io
 import os
 import pickle
+import re
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from safetensors.torch import save_file
 
 import mmpatch  # noqa: F401
-from mmpatch.compat.safe_load import load_from_http
+from mmpatch.compat.safe_load import download, load_from_http
 
 
 def load(path):
@@ -47,17 +57,50 @@ class Payload:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize('loader', [load, lambda path: load_from_http(path.as_uri())])
-def test_foreign_code_is_refused_and_not_run(tmp_path, loader, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+def serve(monkeypatch, path):
+    """Let torch's hub, MMEngine's tables of URLs and MMEngine's storage know one file."""
+    url = path.as_uri().replace('file://', 'http://localhost')
+    monkeypatch.setenv('TORCH_HOME', str(path.parent / 'hub'))
+
+    def copy(url, dst, *args):
+        Path(dst).write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', copy)
+    for table in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(mmengine_checkpoint, table, lambda: {'net': url, 'local': str(path)})
+    storage = SimpleNamespace(get=lambda name: path.read_bytes())
+    monkeypatch.setattr(mmengine_checkpoint, 'get_file_backend', lambda *args, **kwargs: storage)
+    pavi = SimpleNamespace(name='x', download=lambda dst: copy('', dst))
+    modules = SimpleNamespace(modelcloud=SimpleNamespace(get=lambda name: pavi))
+    monkeypatch.setitem(sys.modules, 'pavi', modules)
+    return url
+
+
+SOURCES = (
+    'path',
+    'url',
+    'torchvision://net',
+    'modelzoo://net',
+    'open-mmlab://net',
+    'openmmlab://net',
+    'openmmlab://local',
+    'mmcls://net',
+    's3://net',
+    'petrel://net',
+    'pavi://net',
+)
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_foreign_code_is_refused_and_not_run(tmp_path, source, monkeypatch):
     path = tmp_path / 'evil.pth'
     torch.save({'state_dict': Payload(f'touch {tmp_path}/ran')}, path)
-    with pytest.raises(
-        pickle.UnpicklingError, match=r'evil\.pth is refused.*posix\.system'
-    ) as error:
-        loader(path)
-    assert 'weights_only=False' in str(error.value)
+    url = serve(monkeypatch, path)
+    with pytest.raises(pickle.UnpicklingError, match=r'posix\.system') as error:
+        load({'path': path, 'url': url}.get(source, source))
     assert not (tmp_path / 'ran').exists()
+    if source in ('path', 'url', 'torchvision://net', 'mmcls://net'):
+        assert re.search(r'evil\.pth is refused.*weights_only=False', str(error.value))
 
 
 def test_failed_download_is_named(tmp_path, monkeypatch):
@@ -66,17 +109,125 @@ def test_failed_download_is_named(tmp_path, monkeypatch):
         load_from_http((tmp_path / 'none.pth').as_uri())
 
 
-def test_damaged_and_missing_files_are_named(tmp_path):
-    torch.save({'w': torch.ones(1000)}, tmp_path / 'whole.pth')
-    cut = tmp_path / 'cut.pth'
-    cut.write_bytes((tmp_path / 'whole.pth').read_bytes()[:2000])
-    with pytest.raises(RuntimeError, match=r'cut\.pth is damaged'):
-        load(cut)
-    (tmp_path / 'page.pth').write_text('<html>404</html>')
-    with pytest.raises((RuntimeError, pickle.UnpicklingError), match=r'page\.pth'):
-        load(tmp_path / 'page.pth')
-    (tmp_path / 'empty.pth').touch()
-    with pytest.raises(RuntimeError, match=r'empty\.pth is damaged'):
-        load(tmp_path / 'empty.pth')
+def test_a_download_of_another_hash_is_not_kept(tmp_path):
+    (tmp_path / 'net.pth').write_bytes(b'something')
+    url = (tmp_path / 'net.pth').as_uri()
+    with pytest.raises(RuntimeError, match=r'net\.pth is not the file that was published.*a1311'):
+        download(url, str(tmp_path / 'hub'), sha256='a1311bcf')
+    assert not [*(tmp_path / 'hub').iterdir()]
+
+
+def fetch(rank, folder, working):
+    """A rank of two; counts the downloads, which take a while."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2
+    )
+
+    def slow(url, dst, *args):
+        (folder / f'downloaded-by-{rank}').touch()
+        time.sleep(0.5)
+        if not working:
+            raise OSError('no network')
+        Path(dst).write_bytes(b'x')
+
+    torch.hub.download_url_to_file = slow
+    try:
+        download('http://localhost/net.pth', str(folder / 'hub')).read_bytes()
+    except OSError as error:
+        (folder / f'error-{rank}').write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize('working', [True, False])
+def test_one_rank_downloads_and_the_others_wait(tmp_path, working):
+    torch.multiprocessing.start_processes(fetch, (tmp_path, working), 2, start_method='fork')
+    assert [path.name for path in tmp_path.glob('downloaded-by-*')] == ['downloaded-by-0']
+    errors = [path.read_text() for path in sorted(tmp_path.glob('error-*'))]
+    assert len(errors) == (0 if working else 2) and all('net.pth' in error for error in errors)
+
+
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'none\.pth does not exist'):
         load(tmp_path / 'none.pth')
+
+
+def flip(content, position):
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
+HTML = b'\n<!DOCTYPE html><html>404</html>'
+DAMAGE = {
+    'cut in the numbers': (lambda whole: whole[:2000], 'is cut off'),
+    'cut in the directory': (lambda whole: whole[:-30], 'is cut off'),
+    'a flipped bit': (lambda whole: flip(whole, whole.index(b'\x80?') + 400), 'CRC.*data/0'),
+    'empty': (lambda whole: b'', 'empty'),
+    'text': (lambda whole: b'hello' * 99, "starts with b'hello"),
+    'a web page': (lambda whole: HTML, 'a web page'),
+    'LFS': (lambda whole: LFS, 'git lfs pull'),
+    'gzip': (gzip.compress, 'gzip; unpack it'),
+    'JSON': (lambda whole: b'{"weight_map": {"a": "model-00001.safetensors"}}', 'sharded'),
+}
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.npz', '.safetensors'])
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_damaged_and_foreign_files_are_named(tmp_path, damage, suffix):
+    path = tmp_path / f'file{suffix}'
+    torch.save({'w': torch.ones(1000)}, path)
+    change, culprit = DAMAGE[damage]
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(RuntimeError, match=rf'file{suffix} is .*{culprit}') as error:
+        load(path)
+    assert 'weights_only' not in str(error.value)
+
+
+@pytest.mark.parametrize('length', [1, 9, 40, 100, 500, 1500])
+def test_every_length_of_an_old_file_that_is_cut_off_is_named(tmp_path, length):
+    path = tmp_path / 'file.pth'
+    torch.save({'w': torch.ones(500)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(RuntimeError, match=r'file\.pth is') as error:
+        load(path)
+    assert 'weights_only' not in str(error.value)
+
+
+def test_files_without_checksums_load(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'w': torch.ones(3)}, tmp_path / 'file.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load(tmp_path / 'file.pth')['w'].sum() == 3
+
+
+def test_programs_are_told_from_checkpoints(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / 'file.pth')
+    with pytest.raises(RuntimeError, match=r'file\.pth.*TorchScript program; save the state dict'):
+        load(tmp_path / 'file.pth')
+
+
+@pytest.mark.parametrize(
+    'name', ['a.pth', 'a.SAFETENSORS', 'a#b.safetensors', 'a?b.safetensors', 'a.bin', 'a']
+)
+def test_the_content_tells_the_format_and_not_the_name(tmp_path, name):
+    save_file({'w': torch.ones(3)}, tmp_path / name)
+    assert load(tmp_path / name)['w'].sum() == 3
+    with (tmp_path / name).open('wb') as file:
+        np.savez(file, w=np.ones(3))
+    assert load(tmp_path / name)['w'].sum() == 3
+
+
+@pytest.mark.parametrize('kind', ['claims too much', 'text', 'objects'])
+def test_arrays_that_are_no_numbers_are_named(tmp_path, kind):
+    array = {'text': np.array(['a']), 'objects': np.array([{}]), 'claims too much': np.ones(3)}
+    np.savez(tmp_path / 'file.npz', good=np.ones(2), bad=array[kind])
+    if kind == 'claims too much':
+        header = io.BytesIO()
+        claim = {'descr': '<f4', 'fortran_order': False, 'shape': (10**12,)}
+        np.lib.format.write_array_header_1_0(header, claim)
+        with zipfile.ZipFile(tmp_path / 'file.npz', 'w') as archive:
+            archive.writestr('bad.npy', header.getvalue() + b'0' * 64)
+    with pytest.raises(RuntimeError, match=r"file\.npz.*array 'bad'"):
+        load(tmp_path / 'file.npz')

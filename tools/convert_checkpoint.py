@@ -2,14 +2,14 @@
 
 python tools/convert_checkpoint.py SRC DST
 
-SRC is a path, a URL or mmpatch://NAME. The family and its arch are found from the tensors; if they
-cannot be (windows, a variant of one's own), say them: --backbone type=PoolFormer depths=2,2,2,2
+SRC is a path, a URL or mmpatch://NAME. The family and its arch are inferred from the tensors. If
+that is impossible (windows, a variant of your own), name them: --backbone type=PoolFormer
+depths=2,2,2,2
 """
 
 import argparse
 import os
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,8 @@ from mmengine.config import DictAction
 from torch import Tensor
 
 import mmpatch
-from mmpatch import backbones
-from mmpatch.checkpoint import files, load, match
-from mmpatch.checkpoint.layouts import Layout
+from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load
 from mmpatch.compat import safe_load
-
-FAMILIES = ('PoolFormer', 'Container', 'ConvMixer', 'VisionTransformer')
 
 
 def main() -> None:
@@ -36,7 +32,7 @@ def main() -> None:
         '--backbone',
         nargs='+',
         action=DictAction,
-        help='type=FAMILY and further arguments, instead of finding them',
+        help='type=FAMILY and further arguments, instead of inferring them',
     )
     args = parser.parse_args()
     safe_load.install()
@@ -47,20 +43,19 @@ def main() -> None:
 
 
 def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
-    """Write ``dst`` at once or not at all; say what was done."""
+    """Write ``dst`` completely or not at all; return a report."""
     if not dst.parent.is_dir():
         raise FileNotFoundError(f'there is no folder {dst.parent} to write {dst.name} into')
-    tensors, outside = load.unwrapped(files.read(src), src)
-    layout = load.recognised(tensors, src)
-    kwargs = dict(backbone) if backbone else found(tensors, layout, src)
+    families = {family.__name__: family for family in list_families()}
+    tensors, report = load.unwrap(load.read_checkpoint(src), src)
+    layout = load.detect_layout(tensors, src)
+    kwargs = dict(backbone) if backbone else find_network(tensors, layout, src)
     name = str(kwargs.get('type')).removeprefix('mmpatch.')
-    if name not in FAMILIES:
-        raise ValueError(f'--backbone type={kwargs.get("type")}: choose from {FAMILIES}')
-    family = getattr(backbones, name)
+    if name not in families:
+        raise ValueError(f'--backbone type={kwargs.get("type")}: choose from {list(families)}')
     with torch.device('meta'):
-        model = family(**{key: value for key, value in kwargs.items() if key != 'type'})
-    matched, report = load.matched(tensors, layout, model, src)
-    report.dropped += outside
+        model = families[name](**{key: value for key, value in kwargs.items() if key != 'type'})
+    fitting = load.fit_tensors(tensors, layout, model, report)
     # Output norms are no part of a published file: whoever loads this one builds them anew.
     meta = {
         'backbone': kwargs,
@@ -71,7 +66,7 @@ def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
     }
     part = dst.with_name(f'.{dst.name}.part')
     try:
-        contiguous = {name: tensor.contiguous() for name, tensor in matched.items()}
+        contiguous = {name: tensor.contiguous() for name, tensor in fitting.items()}
         torch.save({'state_dict': contiguous, 'meta': meta}, part)
         os.replace(part, dst)
     finally:
@@ -79,40 +74,20 @@ def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
     return f'{report}\n{dst}: {kwargs}'
 
 
-def found(tensors: dict[str, Tensor], layout: Layout, src: str) -> dict[str, Any]:
-    """Family and arguments of the network that fits the tensors.
+def find_network(tensors: dict[str, Tensor], layout: Layout, src: str) -> dict[str, Any]:
+    """Find the family and the arguments of the network that the tensors fit.
 
     Raises:
         ValueError: If there is none.
     """
-    for name in [layout.family] if layout.family else FAMILIES:
-        family = getattr(backbones, name)
-        for arch, row in family.ARCHS.items():
-            settings = vit_settings(tensors, layout, row) if name == 'VisionTransformer' else {}
-            if match.fits(family, arch, tensors, layout, **settings):
-                return {'type': f'mmpatch.{name}', 'arch': arch, **settings}
+    for family in list_families():
+        if layout is METAFORMER_LAYOUT or layout in family.LAYOUTS:
+            settings = load.find_arch(family, tensors, layout)
+            if settings:
+                return {'type': f'mmpatch.{family.__name__}', **settings}
     raise ValueError(
         f'{src} ({layout.name} layout) fits no arch; say which network it is with --backbone'
     )
-
-
-def vit_settings(tensors: dict[str, Tensor], layout: Layout, row: dict[str, Any]) -> dict[str, Any]:
-    """Patch, grid and tokens of a ViT, which are no matter of its arch."""
-    prepared = layout.prepare(tensors, None) if layout.prepare else tensors
-    positions = prepared.get('positions.pos_embed')
-    tokens = prepared.get('positions.cls_token')
-    stem = r'(stem\.conv|stem\.proj\.conv|patch_embed\.proj\w*)\.weight'
-    kernels = [tensor for key, tensor in prepared.items() if re.fullmatch(stem, key)]
-    if positions is None or not kernels:
-        return {}
-    patch = row['patch'] if row['resnet'] is not None else kernels[0].shape[2]
-    count = 0 if tokens is None else tokens.shape[3]
-    return {
-        'patch_size': patch,
-        'pretrain_img_size': tuple(side * patch for side in positions.shape[2:]),
-        'with_cls_token': count > 0,
-        'distilled': count == 2,
-    }
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Backbones: one container, and thin families that fill it."""
+"""Backbones: MetaFormer, and the families built on it."""
 
 from mmpatch.backbones.container import Container
 from mmpatch.backbones.convmixer import ConvMixer

@@ -3,7 +3,57 @@
 from typing import Any, ClassVar
 
 from mmpatch.backbones.metaformer import MetaFormer
+from mmpatch.checkpoint import Layout, Published, renumber
 from mmpatch.registry import MODELS
+
+
+def _make_layout(name: str, stem: str, blocks: str, head: str, first: int = 0) -> Layout:
+    """Layout by the patterns before stem and blocks, that of the head, and the first block."""
+    return Layout(
+        name,
+        rf'{blocks}{first}\.0\.fn\.0\.weight',
+        (
+            (rf'{stem}0\.(weight|bias)', r'stem.conv.\1'),
+            (rf'{stem}2\.(.+)', r'stem.norm.\1'),
+            *(
+                (rf'{blocks}(\d+)\.{theirs}\.(.+)', renumber(rf'blocks.{{}}.{ours}.\2', 1, -first))
+                for theirs, ours in (
+                    (r'0\.fn\.0', 'token_mixer.conv'),
+                    (r'0\.fn\.2', 'norm1'),
+                    ('1', 'mlp'),
+                    ('3', 'norm2'),
+                )
+            ),
+            (head, None),
+        ),
+    )
+
+
+# The authors' network is one list: stem, blocks from 3 on, pooling and classifier.
+AUTHORS_LAYOUT = _make_layout('locuslab/convmixer', '', '', r'\d+\.(weight|bias)', first=3)
+TIMM_LAYOUT = _make_layout('timm ConvMixer', r'stem\.', r'blocks\.', r'head\..+')
+MMPRETRAIN_LAYOUT = _make_layout('mmpretrain ConvMixer', r'stem\.', r'stages\.', r'head\..+')
+
+
+def _list_published() -> dict[str, Published]:
+    github = 'https://github.com/tmp-iclr/convmixer/releases/download/v1.0/convmixer_'
+    mm = 'https://download.openmmlab.com/mmclassification/v0/convmixer/convmixer-'
+    readme = 'README of locuslab/convmixer'
+    metafile = 'mmpretrain, configs/convmixer/metafile.yml'
+    table = {}
+    for arch, file, top1, mm_file in (
+        ('1536/20', '1536_20_ks9_p7', 81.37, '1536_20_3rdparty_10xb64_in1k_20220323-ea5786f3'),
+        ('768/32', '768_32_ks7_p7_relu', 80.16, '768-32_3rdparty_10xb64_in1k_20220323-bca1f7b8'),
+        ('1024/20', '1024_20_ks9_p14', 76.94, '1024-20_3rdparty_10xb64_in1k_20220323-48f8aeba'),
+    ):
+        for suffix, url, layout, licence, source in (
+            ('', f'{github}{file}.pth.tar', AUTHORS_LAYOUT, 'MIT', readme),
+            ('_mmpretrain', f'{mm}{mm_file}.pth', MMPRETRAIN_LAYOUT, 'Apache-2.0', metafile),
+        ):
+            table[f'convmixer-{arch.replace("/", "-")}{suffix}_in1k'] = Published(
+                url, {'arch': arch}, layout.name, licence, top1, source
+            )
+    return table
 
 
 @MODELS.register_module()
@@ -43,6 +93,8 @@ class ConvMixer(MetaFormer):
         name: {'depth': depth, 'width': width, 'patch': patch, 'kernel': kernel, 'act': act}
         for name, (depth, width, patch, kernel, act) in TABLE.items()
     }
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS_LAYOUT, TIMM_LAYOUT, MMPRETRAIN_LAYOUT)
+    PUBLISHED: ClassVar[dict[str, Published]] = _list_published()
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones.arguments import increasing, per_block, per_stage
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
-from mmpatch.checkpoint import load_pretrained, rename_in_place
+from mmpatch.checkpoint import Layout, Published, load_init_cfg, rename_in_place
 from mmpatch.layers import PatchEmbed, PositionEmbed, norm_factory
 from mmpatch.registry import MODELS, factory
 
@@ -90,7 +90,10 @@ class MetaFormer(BaseModule):
         ValueError: If arguments do not fit each other; the message names the one at fault.
     """
 
+    #: Of a family: named sizes, layouts of published files, and those files.
     ARCHS: ClassVar[dict[str, dict[str, Any]]] = {}
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = ()
+    PUBLISHED: ClassVar[dict[str, Published]] = {}
 
     def __init__(
         self,
@@ -212,6 +215,11 @@ class MetaFormer(BaseModule):
             raise ValueError(f'{cls.__name__} has no arch {arch!r}; choose from {list(cls.ARCHS)}')
         return cls.ARCHS[arch]
 
+    @classmethod
+    def infer_settings(cls, arch: str, tensors: dict[str | None, Tensor]) -> dict[str, Any]:
+        """Arguments besides ``arch`` that the tensors of a file tell, by their names in a model."""
+        return {}
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one (B, C_i, about H / stride_i, W / stride_i) per output."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
@@ -242,12 +250,8 @@ class MetaFormer(BaseModule):
         return tuple(outs)
 
     def init_weights(self) -> None:
-        """Load the checkpoint of ``init_cfg`` strictly; any other ``init_cfg`` is MMEngine's."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            if not self.is_init:
-                load_pretrained(self, **{k: v for k, v in self.init_cfg.items() if k != 'type'})
-                self._is_init = True
-        else:
+        """Load the files that ``init_cfg`` names strictly; any other ``init_cfg`` is MMEngine's."""
+        if not load_init_cfg(self):
             super().init_weights()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

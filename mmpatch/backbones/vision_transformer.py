@@ -1,10 +1,135 @@
 """ViT (https://arxiv.org/abs/2010.11929): the token mixer is self-attention."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from mmpatch.backbones.metaformer import MetaFormer
+from mmpatch.backbones.vit_conversion import add_patch_bias, convert_arrays, split_positions
+from mmpatch.checkpoint import HALF_STATS, Layout, Published
 from mmpatch.registry import MODELS
+
+TIMM_LAYOUT = Layout(
+    'timm, DeiT or MAE ViT',
+    r'blocks\.0\.attn\.qkv\.weight',
+    (
+        (r'positions\..+', r'\g<0>'),
+        (r'patch_embed\.proj\.(.+)', r'stem.conv.\1'),
+        (r'blocks\.(\d+)\.(norm[12]\..+|mlp\.fc[12]\..+)', r'\g<0>'),
+        (r'blocks\.(\d+)\.attn\.((?:qkv|proj)\..+)', r'blocks.\1.token_mixer.\2'),
+        (r'blocks\.(\d+)\.attn\.rel_pos_([hw])', r'blocks.\1.token_mixer.rel_pos.\2'),
+        (r'blocks\.(\d+)\.ls([12])\.gamma', r'blocks.\1.layer_scale\2.scale'),
+        # the ResNet of a hybrid; its stem is a module of its own unless there is nothing else
+        (r'patch_embed\.backbone\.(?:stem\.)?conv\.(.+)', r'stem.root.\1'),
+        (r'patch_embed\.backbone\.(?:stem\.)?norm\.(.+)', r'stem.root_norm.\1'),
+        (r'patch_embed\.backbone\.stages\.(\d)\.blocks\.(.+)', r'stem.stages.\1.\2'),
+        (r'(norm|fc_norm|pre_logits\.fc|head|head_dist)\.(weight|bias)', None),
+        (r'mask_token|decoder_.+', None),  # the rest of MAE's pre-training
+    ),
+    split_positions,
+)
+BLOCK, ATTENTION = r'Transformer/encoderblock_(\d+)', 'MultiHeadDotProductAttention_[01]'
+UNIT = r'block(\d)/unit(\d)'
+GOOGLE_LAYOUT = Layout(
+    'google-research ViT',
+    r'.*Transformer/encoderblock(_0)?/LayerNorm_0/scale',
+    (
+        (r'positions\..+', r'\g<0>'),
+        (r'embedding/(.+)', r'stem.conv.\1'),
+        (rf'{BLOCK}/LayerNorm_0/(.+)', r'blocks.\1.norm1.\2'),
+        (rf'{BLOCK}/LayerNorm_[12]/(.+)', r'blocks.\1.norm2.\2'),
+        (rf'{BLOCK}/{ATTENTION}/qkv/(.+)', r'blocks.\1.token_mixer.qkv.\2'),
+        (rf'{BLOCK}/{ATTENTION}/out/(.+)', r'blocks.\1.token_mixer.proj.\2'),
+        (rf'{BLOCK}/MlpBlock_[03]/Dense_0/(.+)', r'blocks.\1.mlp.fc1.\2'),
+        (rf'{BLOCK}/MlpBlock_[03]/Dense_1/(.+)', r'blocks.\1.mlp.fc2.\2'),
+        (r'conv_root/(.+)', r'stem.root.\1'),
+        (r'gn_root/(.+)', r'stem.root_norm.\1'),
+        (rf'{UNIT}/conv([123])/(.+)', lambda match: _name_unit(match, f'conv{match[3]}')),
+        (rf'{UNIT}/gn([123])/(.+)', lambda match: _name_unit(match, f'norm{match[3]}')),
+        (rf'{UNIT}/(conv)_proj/(.+)', lambda match: _name_unit(match, 'downsample.conv')),
+        (rf'{UNIT}/(gn)_proj/(.+)', lambda match: _name_unit(match, 'downsample.norm')),
+        (r'(Transformer/encoder_norm|head|pre_logits)/(weight|bias)', None),
+    ),
+    convert_arrays,
+)
+MM_LAYOUT = Layout(
+    'mmpretrain or mmseg ViT',
+    r'layers\.0\.ln1\.weight',
+    (
+        (r'positions\..+', r'\g<0>'),
+        (r'patch_embed\.projection\.(.+)', r'stem.conv.\1'),
+        (r'layers\.(\d+)\.ln([12])\.(.+)', r'blocks.\1.norm\2.\3'),
+        (r'layers\.(\d+)\.attn\.((?:qkv|proj)\..+)', r'blocks.\1.token_mixer.\2'),
+        (r'layers\.(\d+)\.attn\.attn\.in_proj_(weight|bias)', r'blocks.\1.token_mixer.qkv.\2'),
+        (r'layers\.(\d+)\.attn\.attn\.out_proj\.(.+)', r'blocks.\1.token_mixer.proj.\2'),
+        (r'layers\.(\d+)\.ffn\.layers\.0\.0\.(.+)', r'blocks.\1.mlp.fc1.\2'),
+        (r'layers\.(\d+)\.ffn\.layers\.1\.(.+)', r'blocks.\1.mlp.fc2.\2'),
+        (r'ln1\.(weight|bias)', None),
+        (r'head\..+', None),
+    ),
+    add_patch_bias,
+)
+
+
+def _name_unit(match: re.Match[str], part: str) -> str:
+    """Name a part of a bottleneck, which JAX counts from 1."""
+    return f'stem.stages.{int(match[1]) - 1}.{int(match[2]) - 1}.{part}.{match[4]}'
+
+
+def _list_published() -> dict[str, Published]:
+    meta = 'https://dl.fbaipublicfiles.com/'
+    google = 'https://storage.googleapis.com/vit_models/augreg/'
+    timm, apache = TIMM_LAYOUT.name, 'Apache-2.0'
+    table = {}
+    for arch, file, top1 in (
+        ('tiny', 'tiny_patch16_224-a1311bcf', 72.2),
+        ('small', 'small_patch16_224-cd65a155', 79.9),
+        ('base', 'base_patch16_224-b5f2ef4d', 81.8),
+        ('tiny', 'tiny_distilled_patch16_224-b40b3cf7', 74.5),
+        ('small', 'small_distilled_patch16_224-649709d9', 81.2),
+        ('base', 'base_distilled_patch16_224-df68dfff', 83.4),
+        ('base', 'base_patch16_384-8de9b5d1', 82.9),
+        ('base', 'base_distilled_patch16_384-d0272ac0', 85.2),
+    ):
+        url, source = f'{meta}deit/deit_{file}.pth', 'README_deit.md of facebookresearch/deit'
+        size = int(file.split('-')[0][-3:])
+        name = arch + '-distilled' * ('distilled' in file) + '-384' * (size == 384)
+        settings = {'arch': arch, 'distilled': 'distilled' in file, 'pretrain_img_size': size}
+        table[f'deit-{name}_in1k'] = Published(url, settings, timm, apache, top1, source)
+    for arch in ('base', 'large', 'huge'):
+        url, source = (
+            f'{meta}mae/pretrain/mae_pretrain_vit_{arch}.pth',
+            'README of facebookresearch/mae',
+        )
+        entry = Published(url, {'arch': arch}, timm, 'CC-BY-NC-4.0', None, source)
+        table[f'mae-{arch}_in1k'] = entry
+    for arch, patch, file in (
+        ('tiny', 16, 'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'),
+        ('small', 16, 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'),
+        ('small', 32, 'S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'),
+        ('base', 8, 'B_8-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'),
+        ('base', 16, 'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'),
+        ('base', 32, 'B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0'),
+        ('large', 16, 'L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1'),
+        ('tiny-r-s16-p8', None, 'R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'),
+        ('small-r26-s32', None, 'R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0'),
+        ('large-r50-s32', None, 'R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0'),
+    ):
+        name, url, source = f'vit-{arch}', f'{google}{file}.npz', 'arXiv 2106.10270'
+        settings = {'arch': arch, 'patch_size': patch}
+        table[f'{name}-p{patch}_in21k' if patch else f'{name}_in21k'] = Published(
+            url, settings, GOOGLE_LAYOUT.name, apache, None, source, HALF_STATS
+        )
+    github = 'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
+    url, source = (
+        f'{github}jx_vit_base_resnet50_384-9fd3c705.pth',
+        'timm, vision_transformer_hybrid.py',
+    )
+    settings = {'arch': 'base-r50-s16', 'pretrain_img_size': 384}
+    entry = Published(url, settings, timm, apache, None, source, HALF_STATS)
+    return table | {'vit-base-r50-s16_in1k': entry}
 
 
 @MODELS.register_module()
@@ -57,6 +182,8 @@ class VisionTransformer(MetaFormer):
         name: {'width': width, 'depth': depth, 'heads': heads, 'patch': patch, 'resnet': resnet}
         for name, (width, depth, heads, patch, resnet) in TABLE.items()
     }
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = (TIMM_LAYOUT, GOOGLE_LAYOUT, MM_LAYOUT)
+    PUBLISHED: ClassVar[dict[str, Published]] = _list_published()
 
     def __init__(
         self,
@@ -90,7 +217,7 @@ class VisionTransformer(MetaFormer):
         attention = {'type': 'Attention', 'num_heads': row['heads'], 'qkv_bias': qkv_bias}
         everywhere, windowed = dict(attention), dict(attention)
         if rel_pos:
-            everywhere['rel_pos_size'] = _grid(img_size or pretrain_img_size, patch)
+            everywhere['rel_pos_size'] = _get_grid(img_size or pretrain_img_size, patch)
             windowed['rel_pos_size'] = window_size
         mixers = [
             everywhere
@@ -107,14 +234,31 @@ class VisionTransformer(MetaFormer):
             'stem': {'type': 'ResNetStem', 'depths': row['resnet']} if hybrid else None,
             'norm_cfg': {'type': 'LN2d', 'eps': 1e-6},
             'positions': {
-                'grid': _grid(pretrain_img_size, patch),
+                'grid': _get_grid(pretrain_img_size, patch),
                 'num_tokens': with_cls_token + distilled,
                 'antialias': antialias,
             },
         }
         super().__init__(**(settings | kwargs))
 
+    @classmethod
+    def infer_settings(cls, arch: str, tensors: dict[str | None, Tensor]) -> dict[str, Any]:
+        """Patch, grid and tokens, which the ``arch`` does not say; see :class:`MetaFormer`."""
+        row = cls.arch_settings(arch)
+        positions, tokens = (tensors.get(f'positions.{x}') for x in ('pos_embed', 'cls_token'))
+        kernel = tensors.get('stem.proj.conv.weight', tensors.get('stem.conv.weight'))
+        if positions is None or kernel is None:
+            return {}
+        patch = kernel.shape[2] if row['resnet'] is None else row['patch']
+        count = 0 if tokens is None else tokens.shape[3]
+        return {
+            'patch_size': patch,
+            'pretrain_img_size': tuple(side * patch for side in positions.shape[2:]),
+            'with_cls_token': count > 0,
+            'distilled': count == 2,
+        }
 
-def _grid(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
+
+def _get_grid(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     return height // patch, width // patch

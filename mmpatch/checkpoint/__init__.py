@@ -1,7 +1,31 @@
-"""Published weights: where they lie, how their keys are named, and loading them strictly."""
+"""Published weights: where they are, how their tensors are named, and loading them strictly."""
 
-from mmpatch.checkpoint.load import load_pretrained
+from typing import Any
+
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, renumber
+from mmpatch.checkpoint.load import load_init_cfg, load_pretrained
 from mmpatch.checkpoint.match import Report, rename_in_place
-from mmpatch.checkpoint.published import PUBLISHED, Published
+from mmpatch.checkpoint.published import HALF_STATS, Published, list_families, list_published
 
-__all__ = ['PUBLISHED', 'Published', 'Report', 'load_pretrained', 'rename_in_place']
+__all__ = [
+    'HALF_STATS',
+    'METAFORMER_LAYOUT',
+    'PUBLISHED',
+    'Layout',
+    'Published',
+    'Report',
+    'list_families',
+    'load_init_cfg',
+    'load_pretrained',
+    'rename_in_place',
+    'renumber',
+]
+
+#: Name behind ``mmpatch://`` -> file, of all families that are registered.
+PUBLISHED: dict[str, Published]
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'PUBLISHED':  # not before it is asked for: it imports every family
+        return list_published()
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,17 +1,27 @@
 """Strict loading of published weights into a backbone."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit, initialize
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmpatch.checkpoint.files import read
-from mmpatch.checkpoint.layouts import LAYOUTS, Layout, layout_of
-from mmpatch.checkpoint.match import Report, fits, match, shown
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, find_layout, list_layouts
+from mmpatch.checkpoint.match import NOT_FINITE, Report, join_names, match_tensors
+from mmpatch.checkpoint.published import SCHEME, find_published, list_families, list_published
+from mmpatch.compat.safe_load import download
+from mmpatch.compat.weight_files import read_weights
 
-WRAPPERS = ('state_dict', 'model', 'model_ema')
+#: Entries of a file that hold its state dict, the one to take first.
+ENTRIES = ('state_dict', 'model', 'model_ema')
 PREFIXES = ('module.', 'backbone.')
+#: Most numbers in an expanded view, which can claim any size; no tensor of a backbone has as many.
+MAX_EXPANDED = 2**24
 
 
 def load_pretrained(
@@ -20,118 +30,219 @@ def load_pretrained(
     prefix: str = '',
     adapt_input: bool = False,
 ) -> Report:
-    """Load a published file into a backbone, every tensor or none.
+    """Load a published file into a backbone: every tensor, or none and an error.
 
-    The layout is recognised from the keys; wrappers (``state_dict``, ``model``, ``model_ema``) and
-    prefixes (``module.``, ``backbone.``) are taken off. Positions, kernels of patch embeddings and
-    relative positions of another size are resampled. One log line tells all of it.
+    The layout is detected from the keys. The tensors may be in an entry ``state_dict``, ``model``
+    or ``model_ema``, and their keys may start with ``module.`` or ``backbone.``. Positions, kernels
+    of patch embeddings and relative positions of another size are resampled. The report is logged.
 
     Args:
         model: A :class:`mmpatch.backbones.MetaFormer`.
         checkpoint: ``mmpatch://NAME`` (see :data:`PUBLISHED`), a URL, or a path.
-        prefix: Of the backbone's keys, where it is another than ``backbone.``.
-        adapt_input: Whether a stem of other input channels is made from the file's: by the sum over
-            its channels for one channel, by repeating and rescaling them for others.
+        prefix: What the keys of the backbone start with, other than ``backbone.``. The name of an
+            entry chooses it: ``model_ema.`` takes the moving average although there is a ``model``.
+        adapt_input: Whether to fit the stem to other input channels: one channel gets the sum over
+            the file's channels, more repeat and rescale them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        RuntimeError: If it is damaged.
-        ValueError: If the name, the layout or the family is wrong, a key is explained by no rule, a
-            shape differs, a tensor of the backbone is missing, or a number is not finite; the
+        OSError: If it cannot be downloaded.
+        pickle.UnpicklingError: If it holds types that could run code.
+        RuntimeError: If it is damaged or no checkpoint.
+        ValueError: If the name, the layout or the family is wrong, a key is unknown, a shape or a
+            type differs, a tensor of the backbone is missing, or a number is not finite. The
             message lists the culprits.
     """
     source = os.fspath(checkpoint)
-    tensors, outside = unwrapped(read(source), source, prefix)
-    layout = recognised(tensors, source)
-    _check_family(model, layout, source)
-    fitting, report = matched(tensors, layout, model, source, adapt_input)
-    model.load_state_dict(fitting, strict=False)
-    report.dropped += outside
+    tensors, report = unwrap(read_checkpoint(source), source, prefix)
+    layout = detect_layout(tensors, source)
+    _check_family(type(model), layout, source)
+    model.load_state_dict(fit_tensors(tensors, layout, model, report, adapt_input), strict=False)
     print_log(str(report), logger='current')
     return report
 
 
-def matched(
-    tensors: dict[str, Tensor],
-    layout: Layout,
-    model: nn.Module,
-    source: str,
-    adapt_input: bool = False,
-) -> tuple[dict[str, Tensor], Report]:
-    """Tensors by their names in the model, and what became of each.
+def load_init_cfg(model: Any) -> bool:
+    """Load the files that ``init_cfg`` names, after MMEngine's other initialisers in it.
+
+    Returns:
+        Whether it names any; if not, nothing is done.
 
     Raises:
-        ValueError: If anything does not fit; the message lists the culprits.
+        TypeError: If it is no dict or list of dicts.
+        ValueError: If a ``Pretrained`` has no checkpoint; and see :func:`load_pretrained`.
     """
-    try:
-        fitting, report, problems = match(tensors, layout, model, source, adapt_input)
-    except ValueError as error:
-        raise ValueError(f'{source} ({layout.name} layout): {error}') from None
-    if problems:
-        lines = [f'{what}: {shown(names)}' for what, names in problems.items()]
-        family: Any = type(model)
-        archs = [arch for arch in family.ARCHS if fits(family, arch, tensors, layout)]
-        raise ValueError(
-            f'{source} ({layout.name} layout) does not fit this {family.__name__}'
-            + (f', but arch={archs[0]!r}; ' if archs else '; ')
-            + '; '.join(lines)
-        )
-    return fitting, report
+    name, cfgs = type(model).__name__, model.init_cfg or []
+    pretrained: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for cfg in [cfgs] if isinstance(cfgs, dict | str) else cfgs:
+        if not isinstance(cfg, dict):
+            raise TypeError(
+                f"{name}: init_cfg={cfg!r} is no dict; write init_cfg=dict(type='Pretrained', "
+                f'checkpoint={cfg!r})'
+            )
+        is_file = cfg.get('type') in ('Pretrained', PretrainedInit)
+        (pretrained if is_file else others).append(cfg)
+        if is_file and not cfg.get('checkpoint'):
+            raise ValueError(
+                f"{name}: init_cfg=dict(type='Pretrained') names no file; add "
+                "checkpoint='mmpatch://NAME', a URL or a path"
+            )
+    if pretrained and not model.is_init:
+        initialize(model, others)
+        for cfg in pretrained:
+            load_pretrained(model, **{key: value for key, value in cfg.items() if key != 'type'})
+        model._is_init = True
+    return bool(pretrained)
 
 
-def unwrapped(content: Any, source: str, prefix: str = '') -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors without wrapper and prefix, and the keys of other parts of a whole model.
+def read_checkpoint(source: str) -> Any:
+    """Content of ``mmpatch://NAME``, a URL, a path, or what else MMEngine loads from.
 
     Raises:
-        ValueError: If there is no tensor, or none with the prefix.
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be downloaded.
+        RuntimeError: If it is damaged, no checkpoint or not the published file.
+        ValueError: If no published file has the name.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    tensors = (
-        {key: value for key, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
+    if source.startswith(SCHEME):
+        entry = find_published(source)
+        return read_weights(download(entry.url, sha256=entry.sha256))
+    if not Path(source).expanduser().exists() and source in list_published():
+        raise FileNotFoundError(f'checkpoint {source} does not exist; write {SCHEME}{source}')
+    return CheckpointLoader.load_checkpoint(source, 'cpu')
+
+
+def unwrap(content: Any, source: str, prefix: str = '') -> tuple[dict[str, Tensor], Report]:
+    """Take the tensors of the backbone out of a file, without the prefixes of their keys.
+
+    Returns:
+        The tensors, and a report that says what else the file holds.
+
+    Raises:
+        ValueError: If there are no tensors, none with the prefix, or some that cannot be weights.
+    """
+    report = Report(source)
+    while entries := _list_entries(content):
+        named = (entry for entry in entries if prefix.startswith(f'{entry}.'))
+        entry = next(named, next((entry for entry in ENTRIES if entry in entries), None))
+        if entry is None:
+            break
+        content = entries.pop(entry)
+        report.entry, report.other_entries = entry, list(entries)
+        if not any(str(key).startswith(prefix) for key in content):
+            prefix = prefix.removeprefix(f'{entry}.')
+    tensors = content if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f'{source} holds no tensors')
-    outside: list[str] = []
-    starts = ('module.', prefix) if prefix else PREFIXES
+        choice = f"; choose an entry with prefix='{next(iter(entries))}.'" if entries else ''
+        raise ValueError(f'{source} holds no tensors{choice}')
+    if wrong := [repr(key) for key in tensors if not isinstance(key, str)]:
+        raise ValueError(f'{source} has keys that are no strings: {join_names(wrong)}')
     if prefix and not any(key.removeprefix('module.').startswith(prefix) for key in tensors):
         raise ValueError(
-            f'{source} has no key that starts with {prefix!r}, but such as {shown(list(tensors))}'
+            f'{source} has no key that starts with {prefix!r}; its keys are such as '
+            f'{join_names(list(tensors))}'
         )
-    for start in starts:
+    for start in ('module.', prefix) if prefix else PREFIXES:
         if any(key.startswith(start) for key in tensors):
-            outside += (key for key in tensors if not key.startswith(start))
-            tensors = {
-                key.removeprefix(start): value
-                for key, value in tensors.items()
-                if key.startswith(start)
-            }
-    return tensors, outside
+            report.dropped += (key for key in tensors if not key.startswith(start))
+            tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    if wrong := [f'{key} ({why})' for key, value in tensors.items() if (why := _find_fault(value))]:
+        raise ValueError(f'{source} has tensors that cannot be weights: {join_names(wrong)}')
+    return tensors, report
 
 
-def recognised(tensors: dict[str, Tensor], source: str) -> Layout:
-    """Layout of the tensors.
+def detect_layout(tensors: dict[str, Tensor], source: str) -> Layout:
+    """Layout that the keys are of.
 
     Raises:
-        ValueError: If none is known that has such keys.
+        ValueError: If it is unknown.
     """
-    layout = layout_of(tensors)
-    if layout is not None:
-        return layout
+    layout = find_layout(tensors)
+    if layout is None:
+        raise ValueError(
+            f'{source}: unknown layout, with keys such as {join_names(list(tensors))}; '
+            f'known are {[layout.name for layout in list_layouts()]}'
+        )
+    return layout
+
+
+def fit_tensors(
+    tensors: dict[str, Tensor],
+    layout: Layout,
+    model: Any,
+    report: Report,
+    adapt_input: bool = False,
+) -> dict[str, Tensor]:
+    """:func:`match_tensors`, with an error if anything does not fit.
+
+    Raises:
+        ValueError: If anything does not fit. The message lists the culprits and, if there is one,
+            the arch that fits.
+    """
+    where = f'{report.source} ({layout.name} layout)'
+    try:
+        fitting, problems = match_tensors(tensors, layout, model, report, adapt_input)
+    except ValueError as error:
+        raise ValueError(f'{where}: {error}') from None
+    if problems:
+        hint = ''
+        with suppress(ValueError):
+            if settings := find_arch(type(model), tensors, layout):
+                hint = ', but ' + ', '.join(f'{key}={value!r}' for key, value in settings.items())
+        lines = '; '.join(f'{what}: {join_names(names)}' for what, names in problems.items())
+        raise ValueError(f'{where} does not fit this {type(model).__name__}{hint}; {lines}')
+    return fitting
+
+
+def find_arch(family: Any, tensors: dict[str, Tensor], layout: Layout) -> dict[str, Any] | None:
+    """Arguments of the network of a family that a file fits without resampling; None if none does.
+
+    Raises:
+        ValueError: If the tensors cannot be prepared.
+    """
+    named = {layout.rename(key): tensor for key, tensor in layout.convert(tensors).items()}
+    for arch in family.ARCHS:
+        report = Report('')
+        with suppress(ValueError, LookupError):
+            settings = {'arch': arch, **family.infer_settings(arch, named)}
+            with torch.device('meta'):
+                model = family(**settings)
+            _, problems = match_tensors(tensors, layout, model, report)
+            if not report.resampled and set(problems) <= {NOT_FINITE}:
+                return settings
+    return None
+
+
+def _check_family(family: Any, layout: Layout, source: str) -> None:
+    if layout is METAFORMER_LAYOUT or not family.LAYOUTS or layout in family.LAYOUTS:
+        return
+    owner = next(cls.__name__ for cls in list_families() if layout in cls.LAYOUTS)
     raise ValueError(
-        f'{source}: unknown layout, with keys such as {shown(list(tensors))}; '
-        f'known are {[layout.name for layout in LAYOUTS]}'
+        f'{source} holds a {owner} ({layout.name} layout), the model is a {family.__name__}'
     )
 
 
-def _check_family(model: nn.Module, layout: Layout, source: str) -> None:
-    families = {layout.family for layout in LAYOUTS if layout.family}
-    ours = families & {cls.__name__ for cls in type(model).__mro__}
-    if ours and layout.family and layout.family not in ours:
-        raise ValueError(
-            f'{source} holds a {layout.family} ({layout.name} layout), the model is a '
-            f'{" or ".join(ours)}'
-        )
+def _list_entries(content: Any) -> dict[str, dict[str, Any]]:
+    """Entries of a file that hold tensors."""
+    return {
+        key: value
+        for key, value in (content.items() if isinstance(content, dict) else ())
+        if isinstance(value, dict)
+        and (key in ENTRIES or any(isinstance(tensor, Tensor) for tensor in value.values()))
+    }
+
+
+def _find_fault(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be a weight, found without a look at its numbers."""
+    if tensor.is_meta:
+        return 'on the meta device, without numbers'
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return 'nested' if tensor.is_nested else f'{tensor.layout}'
+    if tensor.is_quantized or (tensor.is_floating_point() and tensor.element_size() == 1):
+        return f'{tensor.dtype}'
+    size = tensor.numel() * tensor.element_size()
+    if tensor.numel() > MAX_EXPANDED and size > tensor.untyped_storage().nbytes():
+        return f'an expanded view of shape {tuple(tensor.shape)}'
+    return None

@@ -1,22 +1,23 @@
 """Which tensor of a file goes where in a model, and in which shape."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmpatch.checkpoint.layouts import MMPATCH, Layout, layout_of
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Grid, Layout, find_layout
 from mmpatch.layers import resample_patch_embed
 
-#: Parts of parameter names that published classifiers cannot have: they start as they are built.
-NEW = ('out_norms.', '.rel_pos.')
+#: Parts of the names of parameters that no published classifier has: they keep their values.
+NEW_PARTS = ('out_norms.', '.rel_pos.')
 NOT_FINITE = 'numbers that are not finite in'
 #: Kernels that see the image, and kernels that embed patches.
-INPUTS = ('stem.conv.weight', 'stem.root.weight')
-PATCHES = ('stem.conv.weight', 'stem.proj.conv.weight')
+INPUT_KERNELS = ('stem.conv.weight', 'stem.root.weight')
+PATCH_KERNELS = ('stem.conv.weight', 'stem.proj.conv.weight')
+#: Pixels of a patch's side, at most: resampling takes time and memory with their fourth power.
+MAX_PATCH = 64
 
 
 @dataclass
@@ -26,172 +27,176 @@ class Report:
     Attributes:
         source: The file.
         layout: Name of its layout.
+        entry: Entry of the file that was taken, such as 'state_dict'; empty if it has none.
+        other_entries: Further entries that hold tensors, such as 'model_ema'.
         matched: Tensors of the model that took a tensor of the file.
-        dropped: Keys that a rule drops (classifiers, other parts of a whole model, stages or class
-            tokens that the model leaves out).
-        resampled: Those matched that have another size in the file, with both sizes.
-        new: Tensors of the model that no published file has, as they were built.
+        dropped: Keys that were not needed: classifiers, other parts of a whole model, stages or
+            class tokens that the model leaves out.
+        resampled: Matched tensors that have another size in the file, with both sizes.
+        new: Tensors that no published file has; they keep their values.
     """
 
     source: str
-    layout: str
+    layout: str = ''
+    entry: str = ''
+    other_entries: list[str] = field(default_factory=list)
     matched: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     resampled: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        others = ', '.join(f'{entry!r} (prefix={entry + "."!r})' for entry in self.other_entries)
         return (
-            f'{self.source} ({self.layout} layout): {len(self.matched)} tensors loaded; '
-            f'resampled: {shown(self.resampled)}; dropped: {shown(self.dropped)}; '
-            f'new: {shown(self.new)}'
+            f'{self.source} ({self.layout} layout): {len(self.matched)} tensors loaded'
+            + (f' from {self.entry!r}, not from {others}' if others else '')
+            + f'; resampled: {join_names(self.resampled)}; dropped: {join_names(self.dropped)}; '
+            f'new: {join_names(self.new)}'
         )
 
 
-def match(
+def match_tensors(
     tensors: dict[str, Tensor],
     layout: Layout,
     model: Any,
-    source: str = '',
+    report: Report,
     adapt_input: bool = False,
-) -> tuple[dict[str, Tensor], Report, dict[str, list[str]]]:
-    """Tensors by their names in the model, what became of each, and lists of what is wrong."""
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Name and shape the tensors of a file as a model's, and complete the report.
+
+    Returns:
+        Tensors by their names in the model; what is wrong -> names of the culprits.
+    """
     wanted = model.state_dict()
+    report.layout = layout.name
     matched: dict[str, Tensor] = {}
-    report = Report(source, layout.name)
-    unknown, surplus, wrong = [], [], []
+    unknown: list[str] = []
+    surplus, wrong, integers = [], [], []
     inputs = False
     found = set()
-    if layout.classifier:
-        tensors = layout.classifier(tensors)
-    if layout.prepare:
-        tensors = layout.prepare(tensors, _grid(model))
-    for key, tensor in tensors.items():
-        try:
-            name = _placed(layout.rename(key), model, wanted)
-        except KeyError:
-            unknown.append(key)
-            continue
-        if name is None or _left_out(model, name):
-            report.dropped.append(key)
+    if layout.prepare_classifier:
+        tensors = layout.prepare_classifier(tensors)
+    prepared = layout.convert(tensors, _get_grid(model))
+    for key, name, tensor in _place(prepared, layout, model, wanted):
+        if not name:
+            (report.dropped if name is None else unknown).append(key)
             continue
         found.add(name)
-        if name not in wanted:
+        if name not in wanted or name in matched:
             surplus.append(key)
             continue
-        fitted = _fitted(name, tensor, wanted[name], model, adapt_input)
+        if wanted[name].is_floating_point() and not (
+            tensor.is_floating_point() or tensor.is_complex()
+        ):
+            integers.append(f'{name} ({tensor.dtype})')
+            continue
+        fitted = _fit_shape(name, tensor, wanted[name], model, adapt_input)
         here, there = tuple(tensor.shape), tuple(wanted[name].shape)
         if fitted is None:
             wrong.append(f'{name}: {here} in the file, {there} in the model')
-            inputs |= name in INPUTS and not adapt_input and here[1:2] != there[1:2]
+            inputs |= name in INPUT_KERNELS and not adapt_input and here[1:2] != there[1:2]
             continue
-        if not _alike(tensor, fitted):
+        if not _is_alike(tensor, fitted):
             report.resampled.append(f'{name} {here} -> {there}')
         matched[name] = fitted
+    if inputs and len(wrong) == 1:
+        wrong.append('(adapt_input=True fits the stem to other input channels)')
     report.matched = list(matched)
     absent = [name for name in wanted if name not in found]
-    report.new = [name for name in absent if any(part in name for part in NEW)]
+    report.new = [name for name in absent if any(part in name for part in NEW_PARTS)]
     problems = {
         'keys that no rule explains': unknown,
         'keys that the model has no tensor for': surplus,
-        'wrong shapes': wrong + _input_advice(wrong, inputs),
+        'wrong shapes': wrong,
+        'integer or boolean tensors instead of weights': integers,
         'tensors of the backbone that the file lacks': [n for n in absent if n not in report.new],
         NOT_FINITE: [name for name, tensor in matched.items() if not tensor.isfinite().all()],
     }
-    return matched, report, {what: names for what, names in problems.items() if names}
-
-
-def fits(family: Any, arch: str, tensors: dict[str, Tensor], layout: Layout, **kwargs: Any) -> bool:
-    """Whether a file fits a network tensor by tensor, without resampling."""
-    try:
-        with torch.device('meta'):
-            model = family(arch, **kwargs)
-        _, report, problems = match(tensors, layout, model)
-    except ValueError:
-        return False
-    return not report.resampled and set(problems) <= {NOT_FINITE}
+    return matched, {what: names for what, names in problems.items() if names}
 
 
 def rename_in_place(model: Any, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Give a backbone's part of a state dict mmpatch's names, if it has a published layout's.
+    """Rename a backbone's part of a state dict from a published layout to this package's names.
 
-    So detectors and segmentors that other code trained load as they are; keys that no rule explains
-    stay, and whoever loads reports them.
+    Detectors and segmentors that other code trained then load as they are. Keys that no rule
+    explains stay, and ``load_state_dict`` reports them.
+
+    Raises:
+        ValueError: If the tensors cannot be prepared.
     """
     part = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    layout = layout_of(part)
-    if layout is None or layout is MMPATCH:
+    layout = find_layout(part)
+    if layout is None or layout is METAFORMER_LAYOUT:
         return
     wanted = model.state_dict()
     try:
-        prepared = layout.prepare(part, _grid(model)) if layout.prepare else part
+        prepared = layout.convert(part, _get_grid(model))
     except ValueError as error:
         raise ValueError(f'{prefix}* ({layout.name} layout): {error}') from None
     for key in part:
         del state_dict[prefix + key]
-    for key, tensor in prepared.items():
-        try:
-            name = _placed(layout.rename(key), model, wanted)
-        except KeyError:
-            name = key
-        if name is None or _left_out(model, name):
-            continue
-        fitted = _fitted(name, tensor, wanted[name], model, False) if name in wanted else None
-        state_dict[prefix + name] = tensor if fitted is None else fitted
+    for key, name, tensor in _place(prepared, layout, model, wanted):
+        if name is not None:
+            like = wanted.get(name)
+            fitted = None if like is None else _fit_shape(name, tensor, like, model, False)
+            state_dict[prefix + (name or key)] = tensor if fitted is None else fitted
 
 
-def shown(names: Sequence[str], limit: int = 8) -> str:
-    """The first of some names, and how many more there are."""
+def join_names(names: Sequence[str], limit: int = 8) -> str:
+    """Join the first names, and say how many more there are."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return (', '.join(names[:limit]) or 'none') + more
 
 
-def _placed(name: str | None, model: Any, wanted: dict[str, Tensor]) -> str | None:
-    """Name in the model: ``blocks.N.`` counted through its stages, mixers inside their windows.
-
-    Raises:
-        KeyError: If the model has fewer blocks.
-    """
-    if name is None:
-        return None
-    if name.startswith('blocks.'):
-        _, number, rest = name.split('.', 2)
-        block = int(number)
-        for stage, depth in enumerate(model.depths):
-            if block < depth:
-                name = f'stages.{stage}.blocks.{block}.{rest}'
-                break
-            block -= depth
-        else:
-            raise KeyError(name)
-    if name.startswith('stem.conv.') and 'stem.proj.conv.weight' in wanted and name not in wanted:
-        return name.replace('stem.conv.', 'stem.proj.conv.')
-    inside = name.replace('.token_mixer.', '.token_mixer.mixer.')
-    return inside if name not in wanted and inside in wanted else name
+def _place(
+    tensors: dict[str, Tensor], layout: Layout, model: Any, wanted: dict[str, Tensor]
+) -> Iterator[tuple[str, str | None, Tensor]]:
+    """Yield keys, names in the model and tensors: None for a dropped one, '' for an unknown key."""
+    for key, tensor in tensors.items():
+        name = layout.rename(key)
+        if name and name.startswith('blocks.'):
+            name = _place_block(name, model.depths)
+        if name and name not in wanted:
+            # the patch embedding of a hybrid, and mixers inside windows
+            for part, inside in (('stem.', 'stem.proj.'), ('.token_mixer.', '.token_mixer.mixer.')):
+                name = name.replace(part, inside) if name.replace(part, inside) in wanted else name
+        yield key, None if name and _is_left_out(model, name) else name, tensor
 
 
-def _left_out(model: Any, name: str) -> bool:
+def _place_block(name: str, depths: Sequence[int]) -> str:
+    """Count ``blocks.N.`` through the stages; '' if the model has fewer blocks."""
+    _, number, rest = name.split('.', 2)
+    block = int(number)
+    for stage, depth in enumerate(depths):
+        if block < depth:
+            return f'stages.{stage}.blocks.{block}.{rest}'
+        block -= depth
+    return ''
+
+
+def _is_left_out(model: Any, name: str) -> bool:
     """Whether a tensor belongs to a part that the model was told to leave out."""
     parts = name.split('.')
     if parts[0] == 'out_norms':
         return parts[1] not in model.out_norms
     if parts[0] == 'positions' and parts[1].startswith('cls_'):
         return model.positions is not None and not model.positions.num_tokens
-    return parts[0] == 'stages' and len(model.stages) <= int(parts[1]) < len(model.depths)
+    built, depths = len(model.stages), len(model.depths)
+    return parts[0] == 'stages' and parts[1] in map(str, range(built, depths))
 
 
-def _fitted(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool) -> Tensor | None:
-    """The tensor in the shape of ``like``: as it is, reshaped, or resampled; None if it cannot."""
-    if tensor.shape == like.shape:
-        return tensor
-    if _alike(tensor, like):
+def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool) -> Tensor | None:
+    """Give a tensor the shape of ``like``: reshaped or resampled; None if that is impossible."""
+    if _is_alike(tensor, like):
         return tensor.reshape(like.shape)  # a linear map as a 1x1 convolution, or the reverse
-    if adapt and name in INPUTS and tensor.ndim == 4 and tensor.shape[1] != like.shape[1]:
-        tensor = _other_inputs(tensor, like.shape[1])
-    if name in PATCHES:
+    if adapt and name in INPUT_KERNELS and tensor.ndim == 4 and tensor.shape[1] != like.shape[1]:
+        tensor = _adapt_inputs(tensor, like.shape[1])
+    if tensor.ndim != like.ndim or tensor.shape == like.shape:
+        return tensor if tensor.shape == like.shape else None
+    if name in PATCH_KERNELS:
         patches = getattr(model.stem, 'proj', model.stem)
         of_patches = patches.pad and like.shape[2] == patches.stride
-        if of_patches and tensor.shape[:2] == like.shape[:2] and tensor.shape != like.shape:
+        if of_patches and tensor.shape[:2] == like.shape[:2] and max(tensor.shape[2:]) <= MAX_PATCH:
             tensor = resample_patch_embed(tensor, list(like.shape[2:]))
     elif name == 'positions.pos_embed' and tensor.shape[:2] == like.shape[:2]:
         tensor = F.interpolate(
@@ -206,29 +211,22 @@ def _fitted(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool) ->
     return tensor if tensor.shape == like.shape else None
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def _is_alike(a: Tensor, b: Tensor) -> bool:
     """Whether two shapes differ in nothing but ones."""
     return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]
 
 
-def _grid(model: Any) -> tuple[int, int] | None:
-    """Grid of the model's positions."""
+def _get_grid(model: Any) -> Grid:
     if model.positions is None:
         return None
     height, width = model.positions.pos_embed.shape[2:]
     return height, width
 
 
-def _other_inputs(kernel: Tensor, channels: int) -> Tensor:
-    """Kernel (O, I, h, w) for another number of input channels."""
+def _adapt_inputs(kernel: Tensor, channels: int) -> Tensor:
+    """Turn a kernel (O, I, h, w) into one for another number of input channels."""
     if channels == 1:
         return kernel.sum(1, keepdim=True)
     count = kernel.shape[1]
     times = -(-channels // count)
     return kernel.repeat(1, times, 1, 1)[:, :channels] * (count / channels)
-
-
-def _input_advice(wrong: list[str], inputs: bool) -> list[str]:
-    if not inputs or len(wrong) != 1:
-        return []
-    return ['(adapt_input=True makes a stem of other input channels)']

@@ -1,8 +1,9 @@
-"""Checkpoints on torch >= 2.6, read with ``weights_only`` on.
+"""Checkpoint loading on torch >= 2.6, always with ``weights_only``.
 
-MMEngine 0.10.7 calls ``torch.load`` bare, so torch refuses MMEngine's own checkpoints, which hold
-more than tensors; and it downloads with ``weights_only`` off, so a file from a server could run
-code. Here the types that such files hold are allowed by name, and everything else is refused.
+MMEngine 0.10.7 calls ``torch.load`` without arguments, and torch then refuses MMEngine's own
+checkpoints, which hold more than tensors. For downloads MMEngine turns ``weights_only`` off, so a
+file from a server could run code. Here the types in such files are allowed by name, and everything
+else is refused.
 """
 
 import argparse
@@ -10,26 +11,28 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine import dist
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from numpy._core import multiarray
+
+from mmpatch.compat.weight_files import read_weights
 
 
 def allowed_types() -> list[Any]:
-    """What a checkpoint may hold beside tensors, numbers, strings and containers.
+    """List what a checkpoint may hold besides tensors, numbers, strings and containers.
 
-    The log buffers of MMEngine, the arrays and numbers in them, and the namespaces of command-line
-    options that DeiT, MAE and timm save. Names of numpy 1 and numpy 2 are both listed.
+    These are the log buffers of MMEngine, the arrays and numbers in them, and the namespaces of
+    command-line options that DeiT, MAE and timm save, by the names of numpy 1 and numpy 2.
     """
-    methods = (_statistic, 'builtins.getattr')  # how a log buffer pickles its own methods
+    methods = (_get_statistic, 'builtins.getattr')  # how a log buffer pickles its own methods
     functions = [
         (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
         for core in ('core', '_core')
@@ -40,57 +43,65 @@ def allowed_types() -> list[Any]:
 
 
 def load_from_local(filename: str, map_location: Any) -> Any:
-    """Read a file; the scheme of plain paths in MMEngine's ``CheckpointLoader``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        pickle.UnpicklingError: If it holds anything but tensors and the allowed types.
-        RuntimeError: If it is damaged or no checkpoint.
-    """
-    filename = os.path.expanduser(filename)
-    if not os.path.isfile(filename):
-        raise FileNotFoundError(f'checkpoint {filename} does not exist')
-    with _explained(filename):
-        return torch.load(filename, map_location=map_location, weights_only=True)
+    """Read a file: :func:`read_weights` as MMEngine's ``CheckpointLoader`` calls it."""
+    return read_weights(Path(filename).expanduser(), map_location)
 
 
 def load_from_http(
     filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
 ) -> Any:
-    """Download to torch's hub folder and read; the scheme of URLs.
+    """:func:`download` a file, then :func:`read_weights`."""
+    return read_weights(download(filename, model_dir, progress), map_location)
+
+
+def download(
+    url: str, folder: str | None = None, progress: bool = True, sha256: str | None = None
+) -> Path:
+    """Download a file unless the folder has it. In distributed runs all ranks must call this.
+
+    The first rank of each machine downloads, the others wait for it.
+
+    Args:
+        url: Address of the file.
+        folder: Where to keep it, by default ``checkpoints`` in torch's hub folder.
+        progress: Whether to show a progress bar.
+        sha256: First digits of the SHA-256 that the file must have.
 
     Raises:
         OSError: If it cannot be downloaded.
-        pickle.UnpicklingError: If it holds anything but tensors and the allowed types.
-    """
-    path = downloaded(filename, model_dir, progress)
-    with _explained(filename):
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def downloaded(url: str, folder: str | None = None, progress: bool = True) -> Path:
-    """Path of a URL's file in a folder, torch's hub by default, downloaded if it is not there.
-
-    Raises:
-        OSError: If it cannot be downloaded.
+        RuntimeError: If its SHA-256 differs. Such a download is not kept.
     """
     path = Path(folder or f'{torch.hub.get_dir()}/checkpoints') / cached_name(url)
+    first = not dist.is_distributed() or int(os.environ.get('LOCAL_RANK', dist.get_rank())) == 0
+    try:
+        if first and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), sha256, progress)
+    except OSError as error:
+        raise OSError(
+            f'{url} cannot be downloaded ({error}); fetch it elsewhere and put it at {path}, or '
+            'give its path (in init_cfg.checkpoint or load_from)'
+        ) from error
+    except RuntimeError as error:
+        raise RuntimeError(f'{url} is not the file that was published: {error}') from error
+    finally:
+        dist.barrier()
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), progress=progress)
-        except OSError as error:
-            raise OSError(
-                f'{url} cannot be downloaded ({error}); fetch it elsewhere and give its path'
-            ) from error
+        raise OSError(f'{url} was not downloaded; see the error of the first rank of this machine')
+    # torch.hub compares the hash of a download only, not of a file that was there before
+    if sha256 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+        raise RuntimeError(
+            f'{path} is not the file that was published at {url}: its SHA-256 does not start with '
+            f'{sha256}; delete it and load again'
+        )
     return path
 
 
 def cached_name(url: str) -> str:
-    """Name under which a download is kept: that of the file, if it tells files apart.
+    """Name of the file in the folder of downloads.
 
-    Names with a hash do, as torch's hub has them; others, such as ``model.safetensors``, get a hash
-    of the URL in front.
+    A name with a hash in it stays, as in torch's hub. Other names, such as ``model.safetensors``,
+    do not tell files apart and get a hash of the URL in front.
     """
     name = os.path.basename(urlparse(url).path)
     if re.search(r'-[0-9a-f]{8,}\.', name):
@@ -99,57 +110,22 @@ def cached_name(url: str) -> str:
 
 
 def install() -> str:
-    """Allow the types above and make MMEngine read files through this module."""
+    """Make MMEngine read checkpoints through this module, and allow the types they hold.
+
+    :func:`torch.serialization.add_safe_globals` has an effect on the whole process: every
+    ``torch.load`` with ``weights_only`` then accepts the :func:`allowed_types`, whoever calls it.
+    """
     torch.serialization.add_safe_globals(allowed_types())
-    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
-    CheckpointLoader.register_scheme(
-        prefixes=('http://', 'https://'), loader=load_from_http, force=True
-    )
-    return 'mmpatch: checkpoints are read with weights_only=True, and what they may hold is listed'
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+    # For torchvision://, open-mmlab:// and mmcls://, which look up a URL and call this function.
+    # The other schemes call torch.load without arguments: weights_only is torch's own default.
+    mmengine_checkpoint.load_from_http = load_from_http
+    return 'mmpatch: checkpoints are read with weights_only=True; only listed types are allowed'
 
 
-@contextmanager
-def _explained(filename: str) -> Iterator[None]:
-    """Errors of ``torch.load`` that name the file and say whether it is foreign or damaged."""
-    try:
-        yield
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        foreign = any(word in str(error) for word in ('GLOBAL', 'Unsupported'))
-        if isinstance(error, pickle.UnpicklingError) and foreign:
-            raise pickle.UnpicklingError(_refusal(filename, error)) from None
-        raise RuntimeError(
-            f'checkpoint {filename} is damaged or no checkpoint: {_first_line(error)}'
-        ) from error
-
-
-def _statistic(owner: Any, name: str) -> Any:
-    """The one use of ``getattr`` that a checkpoint may make."""
+def _get_statistic(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr``, which checkpoints may call for this alone."""
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'Unsupported attribute: {name!r} of {owner!r}')
-
-
-def _refusal(filename: str, error: Exception) -> str:
-    return (
-        f'checkpoint {filename} is refused: {_reason(error)}. Only tensors and the types that '
-        'published checkpoints hold are read, since anything else could run code. If you trust the '
-        'file, load it once yourself with torch.load(..., weights_only=False) and save its '
-        'state dict.'
-    )
-
-
-def _reason(error: Exception) -> str:
-    """The sentence of torch's message that says what is wrong, without its advice."""
-    for line in str(error).splitlines():
-        if 'GLOBAL' in line or 'Unsupported' in line:
-            return (
-                line.strip()
-                .split('. Please')[0]
-                .split(' by default')[0]
-                .removeprefix('WeightsUnpickler error: ')
-            )
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,111 @@
+"""Reading a weight file. Its first bytes tell the format, not its name."""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: What a file that is no checkpoint starts with, what it is, and what to do about it.
+OTHER_FORMATS = (
+    (b'version https://git-lfs', 'a Git LFS pointer; fetch the file itself with `git lfs pull`'),
+    (b'\x1f\x8b', 'compressed by gzip; unpack it first'),
+    (b'<', 'a web page; the download failed or needs a login'),
+    (b'{', 'JSON text, such as the index of a sharded checkpoint; merge the shards into one file'),
+)
+#: Words in torch's messages about types that a pickle must not hold.
+REFUSALS = ('GLOBAL', 'allowlisted', 'unrecognized function', 'Unsupported attribute')
+
+
+def read_weights(path: Path, map_location: Any = None) -> Any:
+    """Read a checkpoint of torch, a ``.safetensors`` or a ``.npz``, without running code in it.
+
+    Checksums are compared where a file has some. Only checkpoints of torch go to ``map_location``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        pickle.UnpicklingError: If it holds a type that :mod:`mmpatch.compat.safe_load` does not
+            allow; the message names the type.
+        RuntimeError: If it is damaged, cut off or no checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    with path.open('rb') as file:
+        start = file.read(64)
+    with _name_file(path):
+        if start.startswith(b'PK'):
+            return _read_zip(path, map_location)
+        # The first 8 bytes are the length of the header, at most 100 MB.
+        if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') <= 100_000_000:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if start.startswith(b'\x80'):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    for marker, what in OTHER_FORMATS:
+        if start.lstrip().startswith(marker):
+            raise RuntimeError(f'{path} is no checkpoint but {what}')
+    raise RuntimeError(
+        f'{path} is no checkpoint but ' + (f'starts with {start[:16]!r}' if start else 'empty')
+    )
+
+
+def _read_zip(path: Path, map_location: Any) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith('.npy') for name in names):
+            return _read_npz(path)
+        if any(name.endswith('/constants.pkl') for name in names):
+            raise ValueError('it is a TorchScript program; save the state dict of its model')
+        for record in archive.infolist():
+            if record.CRC:  # torch writes 0 if it was told to compute none
+                with archive.open(record) as file:
+                    while file.read(1 << 20):  # the end raises if the checksum differs
+                        pass
+    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    tensors = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        name = ''
+        try:
+            for name in arrays.files:
+                tensors[name] = torch.from_numpy(arrays[name])
+        except Exception as error:
+            raise ValueError(f'array {name!r}: {error}') from error
+    return tensors
+
+
+@contextmanager
+def _name_file(path: Path) -> Iterator[None]:
+    """Name the file in every error, and tell a foreign type from damage."""
+    try:
+        yield
+    except Exception as error:  # a damaged pickle may raise anything
+        message = str(error) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            for line in message.splitlines():
+                if any(word in line for word in REFUSALS):
+                    raise pickle.UnpicklingError(_explain_refusal(path, line)) from None
+        if isinstance(error, zipfile.BadZipFile) and 'not a zip file' in message:
+            message = 'it is cut off, its end is missing'
+        raise RuntimeError(
+            f'checkpoint {path} is damaged or not readable: {message.splitlines()[0]}. If it was '
+            'downloaded, delete it and download it again'
+        ) from error
+
+
+def _explain_refusal(path: Path, line: str) -> str:
+    reason = line.strip().split('. Please')[0].split(' by default')[0]
+    return (
+        f'checkpoint {path} is refused: {reason.removeprefix("WeightsUnpickler error: ")}. Only '
+        'tensors and the types in published checkpoints are read, because anything else could run '
+        'code. If you trust the file, load it once yourself with torch.load(..., '
+        'weights_only=False) and save its state dict.'
+    )
