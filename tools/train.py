@@ -6,11 +6,11 @@ torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
 
 from mmengine.runner import Runner
 
-from mmpatch.engine.tool import parser, read_config
+from mmpatch.engine.tool import check_precision, make_parser, read_config
 
 
 def main() -> None:
-    arguments = parser(__doc__ or '')
+    arguments = make_parser(__doc__ or '')
     arguments.add_argument(
         '--resume',
         nargs='?',
@@ -29,6 +29,7 @@ def main() -> None:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    check_precision(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(f'{args.config} has no auto_scale_lr.base_batch_size to scale from')

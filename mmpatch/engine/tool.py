@@ -6,17 +6,20 @@ import os
 import sys
 from pathlib import Path
 
+import torch.distributed
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from mmpatch import compat
 from mmpatch.engine.data import check_paths, reroot, watch_coco
+from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
 
 HOSTS = ('mmdet', 'mmseg')
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """Parser with the arguments that both tools take, named as in mmdet and mmseg."""
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,10 +43,10 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_config(args: argparse.Namespace, *splits: str) -> Config:
-    """Config of a tool: file, then options, then what both tools add.
+    """Config of a tool: file, then options, then what both tools add; prepares the process for it.
 
     Args:
-        args: Of :func:`parser`.
+        args: Of :func:`make_parser`.
         splits: Of 'train', 'val' and 'test', whose data must be there.
 
     Raises:
@@ -54,6 +57,8 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     for line in compat.install():
         print_log(line, logger='current')
+    if keep_freed_memory():
+        print_log(f'mmpatch: freed memory is kept ({VARIABLE}=0: not)', logger='current')
     cfg = Config.fromfile(args.config)
     options = dict(args.cfg_options)
     if 'data_root' in options:
@@ -76,9 +81,41 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     if host == 'mmdet':
         watch_coco()
     try:
-        check_model(cfg.model)
+        check_model(cfg.model, host)
     except ValueError as error:
         sys.exit(f'error: {args.config}: {error}')
-    hooks = [{'type': 'mmpatch.DataCheckHook'}, {'type': 'mmpatch.StepSeedHook'}]
-    cfg.custom_hooks = [*hooks, *(cfg.get('custom_hooks') or [])]
+    own = cfg.get('custom_hooks') or []
+    hooks = ['mmpatch.DataCheckHook', 'mmpatch.StepSeedHook']
+    if not any(str(hook['type']).endswith('CheckInvalidLossHook') for hook in own):
+        hooks.append('mmpatch.CheckInvalidLossHook')
+    cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
+    if args.launcher == 'pytorch' and get_device() == 'cpu':
+        join_ranks_on_cpu(cfg)
     return cfg
+
+
+def join_ranks_on_cpu(cfg: Config) -> None:
+    """Join the ranks that ``torchrun`` started, over gloo, and have the model wrapped for a CPU.
+
+    MMEngine takes a GPU for granted in both; it leaves a process group alone that is there already.
+    """
+    torch.distributed.init_process_group('gloo')
+    wrapper = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+    }
+    cfg.model_wrapper_cfg = {**(cfg.get('model_wrapper_cfg') or wrapper), 'device_ids': None}
+
+
+def check_precision(cfg: Config) -> None:
+    """Refuse mixed precision on a CPU, where MMEngine has none.
+
+    Raises:
+        SystemExit: With one line that says what to leave out.
+    """
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
+        sys.exit(
+            'error: MMEngine has no mixed precision on a CPU: leave out --amp, or pass '
+            '--cfg-options optim_wrapper.type=OptimWrapper if the config asks for it'
+        )
