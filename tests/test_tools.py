@@ -287,7 +287,7 @@ def test_what_has_no_image_is_counted(spoiled, tmp_path):
     assert not code and '1 labels in' in text and 'ADE_train_00000002.png' in text
 
 
-def test_matrix_of_twins_runs():
+def test_matrix_runs():
     """One cell of it: the whole takes minutes."""
     command = ['tools/check_matrix.py', '--iterations', 12]
     text = run_tool(*command, '--families', 'convmixer', '--tasks', 'semantic-fpn').stdout
