@@ -261,7 +261,7 @@ def test_truncated_image_is_named(spoiled, tmp_path):
     image = spoiled / 'coco/train2017/000000000003.jpg'
     image.write_bytes(image.read_bytes()[:900])
     code, text = failure(spoiled, tmp_path, DETECTOR, 'coco')
-    assert code and 'cannot read' in text.splitlines()[-1]
+    assert code and 'the data pipeline failed on' in text.splitlines()[-1]
     assert 'train2017/000000000003.jpg' in text.splitlines()[-1]
 
 

@@ -80,7 +80,7 @@ CELL = '{before:.2f} -> {after:.2f}; {metric:.3f}; {millions:.2f} M; {seconds:.0
 
 
 class LossRecorder(Hook):
-    """Keeps the loss of every iteration and the metrics of the evaluation."""
+    """Records the loss of every iteration and the metrics of the evaluation."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -89,11 +89,11 @@ class LossRecorder(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Keep the loss."""
+        """Record the loss."""
         self.losses.append(outputs['loss'].item())
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Keep the metrics."""
+        """Record the metrics."""
         self.metrics = dict(metrics or {})
 
 
@@ -196,7 +196,7 @@ def set_data(cfg: Config, task: str, data: Path) -> None:
 
 
 def train_and_reload(cfg: Config, work_dir: Path, task: str) -> dict[str, Any]:
-    """Train, evaluate, save, load again.
+    """Train and evaluate a model, and load it again from its checkpoint.
 
     Raises:
         AssertionError: If the loss is not finite or does not fall, or the loaded model differs.
@@ -211,12 +211,12 @@ def train_and_reload(cfg: Config, work_dir: Path, task: str) -> dict[str, Any]:
     before, after = (sum(part) / len(part) for part in (recorder.losses[:5], recorder.losses[-5:]))
     assert all(map(math.isfinite, recorder.losses)), f'loss is not finite: {recorder.losses}'
     assert after < before, f'loss did not fall: {before:.3f} -> {after:.3f}'
-    again = MODELS.build(cfg.model).eval()
+    loaded = MODELS.build(cfg.model).eval()
     file = next(work_dir.glob('iter_*.pth'))
-    load_checkpoint(again, str(file), strict=True, logger='silent')
+    load_checkpoint(loaded, str(file), strict=True, logger='silent')
     x = torch.randn(1, 3, SCALE[1], SCALE[0])
     with torch.no_grad():
-        pairs = zip(model.extract_feat(x), again.extract_feat(x), strict=True)
+        pairs = zip(model.extract_feat(x), loaded.extract_feat(x), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), 'the loaded model gives other maps'
     return {
         'before': before,
@@ -256,7 +256,7 @@ def main() -> None:
             for task in args.tasks:
                 name = f'{family} {task}'
                 try:
-                    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks
+                    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
                         cfg = shrink_config(family, task, data, args.iterations)
                         found = train_and_reload(cfg, Path(folder) / name.replace(' ', '-'), task)
                 except Exception as error:  # one failure must not hide the others

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with the evaluators of its config, and keep or draw its predictions.
+"""Evaluate a checkpoint with the metrics of its config; save or draw its predictions.
 
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures --out predictions.pkl
 """
@@ -26,7 +26,9 @@ def main() -> None:
     arguments.add_argument(
         '--out', help='mmdet: .pkl of all predictions; mmseg: folder of label maps'
     )
-    arguments.add_argument('--show-dir', help='folder for pictures of the predictions')
+    arguments.add_argument(
+        '--show-dir', help='folder for pictures of the predictions beside the ground truth'
+    )
     args = arguments.parse_args()
     cfg = read_config(args, 'test')
     cfg.load_from = args.checkpoint

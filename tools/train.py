@@ -2,6 +2,8 @@
 
 python tools/train.py configs/poolformer/retinanet_poolformer-s12_fpn_1x_coco.py
 torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
+
+The second line starts a process for each GPU; without a GPU, the processes share the CPU.
 """
 
 from mmengine.runner import Runner
@@ -16,7 +18,7 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='go on from a checkpoint, without PATH from the last one in the work dir',
+        help='continue from a checkpoint; without PATH, from the last one in the work dir',
     )
     arguments.add_argument('--amp', action='store_true', help='train in mixed precision')
     arguments.add_argument(

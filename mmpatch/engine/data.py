@@ -1,4 +1,4 @@
-"""Errors and warnings about data that name the culprit, instead of a failure hours later."""
+"""Checks of data that name the wrong file at the start, instead of a failure hours later."""
 
 import os
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ OTHER_DATA_HINT = (
 
 
 def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check that the folders and annotation files of a config exist, before anything is built.
+    """Check that the folders and annotation files of a config exist.
 
     Args:
         cfg: Config of mmdet or mmseg.
-        splits: Of 'train', 'val', 'test'.
+        splits: Some of 'train', 'val' and 'test'.
 
     Raises:
         FileNotFoundError: Names the first path that is missing, and how to get the data.
     """
     for split in splits:
-        for dataset in _dataset_configs(cfg.get(f'{split}_dataloader')):
+        for dataset in _find_dataset_configs(cfg.get(f'{split}_dataloader')):
             root = Path(dataset.get('data_root') or '')
             if dataset.get('backend_args'):
                 continue  # not on a local disk
@@ -51,8 +51,8 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                     )
 
 
-def reroot(cfg: Config, data_root: str) -> None:
-    """Move all data of a config: every path below its ``data_root`` goes below the new one.
+def replace_data_root(cfg: Config, data_root: str) -> None:
+    """Change ``data_root`` of a config, and every path of its data below it.
 
     Raises:
         KeyError: If the config has no ``data_root``.
@@ -77,7 +77,7 @@ def reroot(cfg: Config, data_root: str) -> None:
     cfg.data_root = data_root
 
 
-def watch_dataset(dataset: Any) -> None:
+def check_dataset(dataset: Any) -> None:
     """Check the files of a built dataset, and make errors of its pipeline name their sample.
 
     Labels without an image, which the hosts skip, give one warning with their number. Datasets that
@@ -86,8 +86,8 @@ def watch_dataset(dataset: Any) -> None:
     Raises:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
     """
-    for part in _innermost_datasets(dataset):
-        if getattr(part, 'backend_args', None) or isinstance(part.pipeline, NamedErrors):
+    for part in _find_datasets(dataset):
+        if getattr(part, 'backend_args', None) or isinstance(part.pipeline, SampleNamingPipeline):
             continue
         bad: list[str] = []
         labels: dict[str, set[str]] = {}  # names by folder
@@ -110,11 +110,11 @@ def watch_dataset(dataset: Any) -> None:
                     f'{len(extra)} labels in {folder} have no image and are not used: '
                     f'{_join_first(extra)}'
                 )
-        part.pipeline = NamedErrors(part.pipeline)
+        part.pipeline = SampleNamingPipeline(part.pipeline)
 
 
-def watch_coco() -> None:
-    """Make mmdet count the annotations whose image its annotation file does not list."""
+def count_lost_annotations() -> None:
+    """Make mmdet warn of annotations whose image the annotation file does not list."""
     from mmdet.datasets import CocoDataset
 
     class CountingCOCO(CocoDataset.COCOAPI):
@@ -134,7 +134,7 @@ def watch_coco() -> None:
     CocoDataset.COCOAPI = CountingCOCO
 
 
-class NamedErrors:
+class SampleNamingPipeline:
     """A pipeline whose errors say which sample they come from.
 
     Args:
@@ -155,7 +155,8 @@ class NamedErrors:
             return self.pipeline(info)
         except Exception as error:
             raise RuntimeError(
-                f'cannot read {" with ".join(paths)}: {type(error).__name__}: {error}'
+                f'the data pipeline failed on {" with ".join(paths)}: '
+                f'{type(error).__name__}: {error}'
             ) from error
 
     def __getattr__(self, name: str) -> Any:
@@ -164,8 +165,8 @@ class NamedErrors:
         return getattr(self.pipeline, name)
 
 
-def _dataset_configs(loader: Any) -> Iterator[Any]:
-    """Innermost dataset configs of a dataloader, through wrappers."""
+def _find_dataset_configs(loader: Any) -> Iterator[Any]:
+    """Configs of the datasets that the wrappers of a dataloader hold."""
     stack = [loader.dataset] if loader else []
     while stack:
         cfg = stack.pop()
@@ -177,13 +178,13 @@ def _dataset_configs(loader: Any) -> Iterator[Any]:
             yield cfg
 
 
-def _innermost_datasets(dataset: Any) -> Iterator[BaseDataset]:
-    """Innermost datasets, through wrappers."""
+def _find_datasets(dataset: Any) -> Iterator[BaseDataset]:
+    """Datasets that wrappers hold."""
     if isinstance(dataset, BaseDataset):
         yield dataset
     for inner in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if inner is not None:
-            yield from _innermost_datasets(inner)
+            yield from _find_datasets(inner)
 
 
 def _is_empty(path: str) -> bool:

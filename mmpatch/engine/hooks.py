@@ -1,4 +1,4 @@
-"""Hooks that ``tools/train.py`` and ``tools/test.py`` add to every config."""
+"""Hooks that the tools add to every config."""
 
 import random
 from functools import partial
@@ -10,34 +10,34 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from mmpatch.engine.data import watch_dataset
+from mmpatch.engine.data import check_dataset
 from mmpatch.registry import HOOKS
 
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Looks for every file of a dataset before the first one is needed."""
+    """Checks that every file of a dataset exists before the first one is read."""
 
     def before_train(self, runner: Runner) -> None:
         """Check the training set."""
-        watch_dataset(runner.train_dataloader.dataset)
+        check_dataset(runner.train_dataloader.dataset)
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation set."""
-        watch_dataset(runner.val_dataloader.dataset)
+        check_dataset(runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
         """Check the test set."""
-        watch_dataset(runner.test_dataloader.dataset)
+        check_dataset(runner.test_dataloader.dataset)
 
 
 @HOOKS.register_module()
 class CheckInvalidLossHook(Hook):
-    """Stops training at the first loss that is NaN or infinite, before a checkpoint is written.
+    """Stops training at the first NaN or infinite loss, before the next checkpoint is written.
 
-    The step that follows such a loss spoils the weights, and the checkpoints of later epochs push
-    the good ones out. mmdet's hook of this name looks at every 50th iteration, on each rank alone;
-    here all ranks stop at the first one, so that none writes a checkpoint.
+    Such a loss ruins the weights, and later checkpoints would replace the good ones. mmdet's hook
+    of this name checks every 50th iteration, on each rank alone. Here every iteration is checked,
+    and all ranks stop together, so that none of them writes a checkpoint.
     """
 
     def after_train_iter(
@@ -68,17 +68,17 @@ class CheckInvalidLossHook(Hook):
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Seeds every step by its number, so that a resumed run equals one that was never interrupted.
+    """Seeds every iteration by its number, so that a resumed run equals an uninterrupted one.
 
-    MMEngine restores weights, optimizer and schedule, but no random state. Here dropout and drop
-    path depend on the seed and the iteration, augmentation on the seed and the epoch; both differ
-    between ranks. Workers that live on between epochs (``persistent_workers``) carry a state that
-    no checkpoint can hold: a resumed run then sees other augmentations. Loops by iteration replay
-    their data, as MMEngine does.
+    MMEngine restores weights, optimizer and schedule, but no random state. With this hook, dropout
+    and drop path depend on seed, rank and iteration; augmentation depends on seed, rank and epoch.
+    Workers that live on between epochs (``persistent_workers``) have a state of their own that no
+    checkpoint holds, so a resumed run then augments differently. Loops by iteration replay their
+    data when resumed, as MMEngine does.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed augmentation by epoch and rank; a loop by iteration has one epoch only."""
+        """Seed augmentation by epoch and rank. A loop by iteration has one epoch."""
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         if not by_epoch and runner.world_size == 1:
             return  # MMEngine has seeded this process already
