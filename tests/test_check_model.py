@@ -66,6 +66,16 @@ def test_levels_of_any_neck_are_compared_with_the_anchors(kind):
         check_model({**model, 'neck': {**neck, 'num_outs': 5}}, 'mmdet')
 
 
+@pytest.mark.parametrize(
+    'strides', [[7.97, 15.7, 30.6, 61.1, 110.0], [(8, 8), (16, 16), (32, 32), (64, 64), (128, 128)]]
+)
+def test_anchors_of_other_forms(strides):
+    """YOLACT's strides, which are no whole numbers, and strides of both sides."""
+    model = load()
+    model.bbox_head.anchor_generator.strides = strides
+    check_model(model, 'mmdet')
+
+
 def test_several_necks_in_a_row():
     model = load()
     model.neck = [model.neck, {'type': 'BFP', 'in_channels': 256, 'num_levels': 5}]

@@ -124,8 +124,8 @@ def _warn_of_unread_outputs(backbone: Any, unread: list[int]) -> None:
         warnings.warn(
             f'model.backbone: no head reads the outputs of stages {stages}. Some of their '
             'parameters get no gradient, and distributed training stops with an error. Set '
-            f'out_indices={read} (start_level of the neck and in_index of the heads count these '
-            'outputs), or out_norm=False if only norms are left over',
+            f'out_indices={read} and adapt in_channels and start_level of the neck or in_index of '
+            'the heads; or, if only norms are left over, set out_norm=False',
             stacklevel=3,
         )
 
@@ -147,10 +147,12 @@ def _check_padding(cfg: Any, strides: list[float], coarsest: float) -> None:
 def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
     for place in ('bbox_head', 'rpn_head'):
         for head in _as_list(cfg.get(place)):
-            anchors = (head.get('anchor_generator') or {}).get('strides')
-            if anchors is not None and list(anchors) != strides:
+            given = (head.get('anchor_generator') or {}).get('strides') or strides
+            anchors = [s[0] if isinstance(s, Sequence) else s for s in given]
+            # YOLACT's anchors are spread over the image, at strides that are no whole numbers.
+            if anchors != strides and all(s == int(s) for s in anchors):
                 raise ValueError(
-                    f'model.{place}.anchor_generator.strides={list(anchors)}, but the levels have '
+                    f'model.{place}.anchor_generator.strides={list(given)}, but the levels have '
                     f'strides {strides}'
                 )
             _check_channels(f'model.{place}', head, channels)
