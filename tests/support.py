@@ -18,12 +18,17 @@ def relative_error(a, b):
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
-def run_tool(*command, cwd=ROOT, check=True, **kwargs):
+def child_environment():
+    """Environment of a child process: one thread, and the package as the tests see it."""
+    return {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def run_tool(*command, cwd=ROOT, check=True, env=None, **kwargs):
     """Run a script of the project as a user would; its output is in the result."""
     result = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        env={**child_environment(), **(env or {})},
         capture_output=True,
         text=True,
         **kwargs,

@@ -112,17 +112,25 @@ def test_roi_align_equals_torchvision(torch_seed, count, sampling_ratio, aligned
     torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
 
 
-def test_roi_align_gradient_is_that_of_its_output(torch_seed):
-    x = torch.randn(1, 2, 8, 9, dtype=torch.float32, requires_grad=True)
-    r = torch.tensor([[0.0, 1.0, 2.0, 14.0, 12.0]])
-    direction, step = torch.randn_like(x), 1e-2
-    align = RoIAlign(3, 0.5)
-    align(x, r).square().sum().backward()
-    with torch.no_grad():
-        up, down = (align(x + k * step * direction, r).square().sum() for k in (1, -1))
-    torch.testing.assert_close(
-        (x.grad * direction).sum(), (up - down) / (2 * step), rtol=1e-3, atol=1e-3
-    )
+@pytest.mark.parametrize('sampling_ratio', [0, 2])
+def test_roi_align_gradient_in_double(torch_seed, sampling_ratio):
+    x = torch.randn(2, 2, 6, 7, dtype=torch.float64, requires_grad=True)
+    r = torch.tensor([[0, 1, 2, 11, 9], [1, 0.3, 0.4, 5, 8]], dtype=torch.float64)
+    align = RoIAlign((2, 3), 0.5, sampling_ratio)
+    assert align(x, r).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda maps: align(maps, r), x)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_roi_align_takes_halves_under_autocast(torch_seed, dtype):
+    x, r = torch.randn(2, 3, 16, 16, requires_grad=True), rois(4)
+    with torch.autocast('cpu', dtype):
+        out = RoIAlign(4, 0.25)(x.to(dtype), r)
+    expected = RoIAlign(4, 0.25)(x, r)
+    torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.05)
+    expected_grad = torch.autograd.grad(expected.sum(), x)[0]
+    (grad,) = torch.autograd.grad(out.float().sum(), x)
+    torch.testing.assert_close(grad, expected_grad, atol=0.1, rtol=0.05)
 
 
 def test_roi_align_takes_bfloat16(torch_seed):

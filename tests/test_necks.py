@@ -52,7 +52,7 @@ def test_equals_its_formula(torch_seed):
         torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
 
 
-def test_asks_the_backbone():
+def test_reads_channels_and_strides_from_the_backbone():
     backbone = VisionTransformer(**VIT, out_indices=(3,))
     for asked in (backbone, {'type': 'mmpatch.VisionTransformer', **VIT, 'out_indices': (3,)}):
         neck = SimpleFeaturePyramid(backbone=asked, out_channels=8)

@@ -1,7 +1,6 @@
 """tools/train.py and tools/test.py as processes: on toy data, tiny networks, one core."""
 
 import json
-import os
 import pickle
 import re
 import signal
@@ -15,7 +14,7 @@ import torch
 import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
 
 import golden
-from support import ROOT, run_tool
+from support import ROOT, child_environment, run_tool
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 
@@ -69,9 +68,7 @@ def test_killed_and_resumed_training_equals_an_uninterrupted_one(toy, whole, tmp
     command = [sys.executable, *detector(toy), '--work-dir', str(tmp_path)]
     output = tmp_path / 'log'
     log = output.open('w')
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'}
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=child_environment())
     deadline = time.monotonic() + 200
     # in the middle of the second epoch
     while not re.search(r'\[2\]\[ *2/12\]', output.read_text()):
@@ -89,6 +86,52 @@ def test_killed_and_resumed_training_equals_an_uninterrupted_one(toy, whole, tmp
     assert last_metric(tmp_path, key)[key] == last_metric(whole, key)[key]
     # the first losses logged after the resumption are smoothed with those before it
     assert losses(tmp_path)[-1] == losses(whole)[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_training(toy, tmp_path):
+    command = [*detector(toy, 'optim_wrapper.optimizer.lr=1e30'), '--work-dir', tmp_path]
+    result = run_tool(*command, check=False)
+    error = result.stderr.strip().splitlines()[-1]
+    assert result.returncode and re.search(r'loss is not finite at iteration \d+', error), error
+    assert re.search(r'loss_(cls|bbox)=(nan|inf)', error) and not list(tmp_path.glob('*.pth'))
+
+
+KEEP_RANKS = """
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class KeepRanks(Hook):
+    def after_train(self, runner):
+        torch.save(runner.model.module.state_dict(), f'{runner.work_dir}/rank{runner.rank}.pth')
+"""
+
+
+def test_two_ranks_train_on_a_cpu(toy, tmp_path):
+    (tmp_path / 'keep_ranks.py').write_text(KEEP_RANKS)
+    (tmp_path / 'config.py').write_text(
+        f"_base_ = '{ROOT}/{SEGMENTOR}'\n"
+        "custom_imports = dict(imports=['keep_ranks'])\n"
+        "custom_hooks = [dict(type='KeepRanks')]\n"
+    )
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2]
+    train = ['tools/train.py', tmp_path / 'config.py', '--launcher', 'pytorch']
+    four = options(toy, 'ade', 'train_cfg.max_iters=4', 'train_cfg.val_interval=4')
+    env = {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'CUDA_VISIBLE_DEVICES': ''}
+    run_tool(*launch, *train, '--work-dir', tmp_path, *four, env=env)
+    first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in (0, 1))
+    assert first and all(torch.equal(first[key], second[key]) for key in first)
+    assert last_metric(tmp_path, 'mIoU')['step'] == 4
+
+
+def test_mixed_precision_is_refused_on_a_cpu(toy, tmp_path):
+    train = ['tools/train.py', SEGMENTOR, '--amp', '--work-dir', tmp_path, *options(toy, 'ade')]
+    result = run_tool(*train, check=False, env={'CUDA_VISIBLE_DEVICES': ''})
+    assert result.returncode and 'Traceback' not in result.stderr
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith('error: MMEngine has no mixed precision on a CPU: leave out --amp')
 
 
 def test_segmentor_trains_resumes_and_predicts(toy, tmp_path):
@@ -218,7 +261,7 @@ def test_truncated_image_is_named(spoiled, tmp_path):
     image = spoiled / 'coco/train2017/000000000003.jpg'
     image.write_bytes(image.read_bytes()[:900])
     code, text = failure(spoiled, tmp_path, DETECTOR, 'coco')
-    assert code and 'cannot read' in text.splitlines()[-1]
+    assert code and 'the data pipeline failed on' in text.splitlines()[-1]
     assert 'train2017/000000000003.jpg' in text.splitlines()[-1]
 
 
@@ -244,7 +287,7 @@ def test_what_has_no_image_is_counted(spoiled, tmp_path):
     assert not code and '1 labels in' in text and 'ADE_train_00000002.png' in text
 
 
-def test_matrix_of_twins_runs():
+def test_matrix_runs():
     """One cell of it: the whole takes minutes."""
     command = ['tools/check_matrix.py', '--iterations', 12]
     text = run_tool(*command, '--families', 'convmixer', '--tasks', 'semantic-fpn').stdout

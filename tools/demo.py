@@ -1,10 +1,10 @@
-"""Draw data, train a detector and a segmentor from scratch, evaluate them, show what they see.
+"""Draw data, train a detector and a segmentor from scratch, evaluate and visualise them.
 
     python tools/demo.py --seed 0
 
-takes some ten minutes on two CPU cores and leaves ``summary.json``, ``predictions.png`` and
-``curves.png`` in ``work_dirs/demo``. Every step is one of the tools that any other training uses;
-the first line of each log in that folder is its command.
+takes about ten minutes on two CPU cores and writes ``summary.json``, ``predictions.png`` and
+``curves.png`` to ``work_dirs/demo``. Every step runs one of the project's tools; the first line of
+each log in that folder is its command.
 """
 
 import argparse
@@ -62,7 +62,7 @@ TASKS = {
 
 
 class Phases:
-    """Runs commands one after the other, shows how far they are, and keeps their seconds."""
+    """Runs commands one after the other, shows their progress, and records their seconds."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -72,7 +72,7 @@ class Phases:
     def run(
         self, name: str, command: list[str], progress: Callable[[], tuple[float, str]] | None = None
     ) -> None:
-        """Run one command in the project; ``progress`` gives the share that is done and a text."""
+        """Run one command in the project; ``progress`` returns the share done and a text."""
         start = shown = time.monotonic()
         log = OUT / f'{name.replace(" ", "-")}.log'
         with log.open('w') as file:
@@ -86,31 +86,32 @@ class Phases:
                 if sys.stdout.isatty() or now - shown >= 10:
                     shown = now
                     share, text = progress() if progress else (0.0, '')
-                    left = f', {clock((now - start) * (1 / share - 1))} left' if share else ''
-                    self.show(f'{name:28} {clock(now - start)}{left}  {text}')
+                    left = (now - start) * (1 / share - 1) if share else None
+                    note = '' if left is None else f', {format_seconds(left)} left'
+                    self.show(f'{name:28} {format_seconds(now - start)}{note}  {text}')
         seconds = time.monotonic() - start
         if process.returncode:
             tail = '\n'.join(log.read_text().splitlines()[-25:])
             sys.exit(f'\n{name} failed; the end of {log}:\n\n{tail}')
-        self.show(f'{name:28} {clock(seconds)} done', last=True)
+        self.show(f'{name:28} {format_seconds(seconds)} done', last=True)
         self.seconds[name] = round(seconds, 1)
 
     def show(self, text: str, last: bool = False) -> None:
-        """Print one line; on a terminal it is written over by the next."""
+        """Print one line; on a terminal the next one overwrites it."""
         line = f'[{len(self.seconds) + 1}/{self.count}] {text}'
-        line += f'  ({clock(time.monotonic() - self.start)} in all)'
+        line += f'  ({format_seconds(time.monotonic() - self.start)} in all)'
         if sys.stdout.isatty():
             print(f'\r\033[K{line}', end='\n' if last else '', flush=True)
         else:
             print(line, flush=True)
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     return f'{int(seconds) // 60}:{int(seconds) % 60:02}'
 
 
-def scalars(name: str) -> list[dict[str, Any]]:
-    """What the training of a task logged so far, line by line."""
+def read_scalars(name: str) -> list[dict[str, Any]]:
+    """Read what the training of a task has logged so far, line by line."""
     lines: list[dict[str, Any]] = []
     for file in sorted((OUT / name).glob('*/vis_data/scalars.json')):
         # the last line may be half written
@@ -118,7 +119,7 @@ def scalars(name: str) -> list[dict[str, Any]]:
     return lines
 
 
-def total_iterations(cfg: Config) -> int:
+def count_iterations(cfg: Config) -> int:
     loop = cfg.train_cfg
     if 'max_iters' in loop:
         return loop.max_iters
@@ -127,7 +128,7 @@ def total_iterations(cfg: Config) -> int:
 
 
 def save_untrained(cfg: Config, path: Path, seed: int) -> None:
-    """Save the model of a config as its initialisation leaves it."""
+    """Save the model of a config with its initial weights."""
     init_default_scope(cfg.default_scope)
     MMLogger.get_current_instance().setLevel('WARNING')  # it lists every parameter
     torch.manual_seed(seed)
@@ -137,7 +138,7 @@ def save_untrained(cfg: Config, path: Path, seed: int) -> None:
 
 
 def evaluate_and_train(phases: Phases, name: str, seed: int) -> tuple[dict, dict]:
-    """Metrics of the untrained and of the trained model."""
+    """Return the metrics of the untrained and of the trained model."""
     config, metrics, unit = TASKS[name]
     cfg = Config.fromfile(ROOT / config)
     checkpoint, folder = OUT / f'{name}-untrained.pth', OUT / f'{name}-untrained'
@@ -145,16 +146,18 @@ def evaluate_and_train(phases: Phases, name: str, seed: int) -> tuple[dict, dict
     test = ['tools/test.py', config, str(checkpoint), '--work-dir', str(folder)]
     phases.run(f'evaluate untrained {name}', test)
     before = json.loads(next(folder.glob('*/*.json')).read_text())
-    total = total_iterations(cfg)
+    total = count_iterations(cfg)
 
     def progress() -> tuple[float, str]:
-        losses = [line for line in scalars(name) if 'loss' in line] or [{'iter': 0, 'loss': 0.0}]
+        losses = [line for line in read_scalars(name) if 'loss' in line]
+        losses = losses or [{'iter': 0, 'loss': 0.0}]
         done = losses[-1]['iter']
         return done / total, f'iteration {done}/{total}, loss {losses[-1]["loss"]:.3f}'
 
     train = ['tools/train.py', config, '--work-dir', str(OUT / name)]
     phases.run(f'train {name}', [*train, '--cfg-options', f'randomness.seed={seed}'], progress)
-    after = next(line for line in reversed(scalars(name)) if next(iter(metrics.values())) in line)
+    first = next(iter(metrics.values()))
+    after = next(line for line in reversed(read_scalars(name)) if first in line)
     # CocoMetric reports nothing for a model that finds nothing
     return tuple(
         {key: round(unit * line.get(metric, 0.0), 4) for key, metric in metrics.items()}
@@ -166,7 +169,7 @@ def evaluate_and_train(phases: Phases, name: str, seed: int) -> tuple[dict, dict
 
 
 def draw_objects(axes: plt.Axes, picture: np.ndarray, objects: list[tuple], title: str) -> None:
-    """Boxes with class names, and scores where there are any."""
+    """Draw boxes with class names, and scores where there are any."""
     names = CocoDataset.METAINFO['classes']
     axes.imshow(picture)
     axes.set_title(title, fontsize=10)
@@ -179,7 +182,7 @@ def draw_objects(axes: plt.Axes, picture: np.ndarray, objects: list[tuple], titl
 
 
 def draw_regions(axes: plt.Axes, picture: np.ndarray, label: np.ndarray, title: str) -> None:
-    """Classes as colours over the picture, each named once where it is widest."""
+    """Draw classes as colours over the picture, each named once, where it is widest."""
     axes.imshow(picture)
     axes.set_title(title, fontsize=10)
     classes, palette = ADE20KDataset.METAINFO['classes'], ADE20KDataset.METAINFO['palette']
@@ -199,11 +202,11 @@ def draw_regions(axes: plt.Axes, picture: np.ndarray, label: np.ndarray, title: 
 
 
 def draw_predictions(path: Path, rows: int = 4) -> None:
-    """Ground truth beside prediction: boxes on the left, label maps on the right."""
+    """Draw ground truth beside predictions: boxes on the left, label maps on the right."""
     figure, axes = plt.subplots(rows, 4, figsize=(15, 3.1 * rows), layout='constrained')
     coco = COCO(str(DATA / 'coco/annotations/instances_val2017.json'))
     names = CocoDataset.METAINFO['classes']
-    detector = init_detector(str(ROOT / TASKS['detector'].config), last('detector'), device='cpu')
+    detector = init_detector(*find_trained('detector'), device='cpu')
     full = [i for i in coco.getImgIds() if len(coco.getAnnIds(i, iscrowd=0)) >= 3]
     for row, image in zip(axes, full, strict=False):
         file = DATA / 'coco/val2017' / coco.imgs[image]['file_name']
@@ -225,7 +228,7 @@ def draw_predictions(path: Path, rows: int = 4) -> None:
         ]
         draw_objects(row[0], picture, truth, 'ground truth')
         draw_objects(row[1], picture, seen, 'RetinaNet, scores over 0.4')
-    segmentor = init_model(str(ROOT / TASKS['segmentor'].config), last('segmentor'), device='cpu')
+    segmentor = init_model(*find_trained('segmentor'), device='cpu')
     files = sorted((DATA / 'ade/images/validation').glob('*.jpg'))
     label_of = {f: DATA / 'ade/annotations/validation' / f'{f.stem}.png' for f in files}
     files.sort(key=lambda f: -len(np.unique(cv2.imread(str(label_of[f]), 0))))
@@ -240,16 +243,16 @@ def draw_predictions(path: Path, rows: int = 4) -> None:
     figure.savefig(path, dpi=100)
 
 
-def last(name: str) -> str:
-    """Checkpoint that the training of a task ended with."""
-    return (OUT / name / 'last_checkpoint').read_text().strip()
+def find_trained(name: str) -> tuple[str, str]:
+    """Paths of the config and of the last checkpoint of a task."""
+    return str(ROOT / TASKS[name].config), (OUT / name / 'last_checkpoint').read_text().strip()
 
 
 def draw_curves(path: Path) -> None:
-    """Loss and metrics over the iterations."""
+    """Draw losses and metrics over the iterations."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout='constrained')
     for one, (name, task) in zip(axes, TASKS.items(), strict=True):
-        log = scalars(name)
+        log = read_scalars(name)
         losses = [(line['iter'], line['loss']) for line in log if 'loss' in line]
         # an evaluation counts epochs where the training does
         steps = losses[-1][0] / max(line['step'] for line in log if 'loss' not in line)
@@ -287,7 +290,7 @@ def main() -> None:
     start = time.monotonic()
     draw_predictions(OUT / 'predictions.png')
     draw_curves(OUT / 'curves.png')
-    phases.show(f'{"draw pictures":28} {clock(time.monotonic() - start)} done', last=True)
+    phases.show(f'{"draw pictures":28} {format_seconds(time.monotonic() - start)} done', last=True)
     phases.seconds['draw pictures'] = round(time.monotonic() - start, 1)
     summary = {
         **trained,

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with the evaluators of its config, and keep or draw its predictions.
+"""Evaluate a checkpoint with the metrics of its config; save or draw its predictions.
 
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures --out predictions.pkl
 """
@@ -6,7 +6,7 @@ python tools/test.py CONFIG CHECKPOINT --show-dir pictures --out predictions.pkl
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpatch.engine.tool import parser, read_config
+from mmpatch.engine.tool import make_parser, read_config
 
 
 def draw(cfg: Config, folder: str) -> None:
@@ -21,12 +21,14 @@ def draw(cfg: Config, folder: str) -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__ or '')
+    arguments = make_parser(__doc__ or '')
     arguments.add_argument('checkpoint', help='file that tools/train.py wrote')
     arguments.add_argument(
         '--out', help='mmdet: .pkl of all predictions; mmseg: folder of label maps'
     )
-    arguments.add_argument('--show-dir', help='folder for pictures of the predictions')
+    arguments.add_argument(
+        '--show-dir', help='folder for pictures of the predictions beside the ground truth'
+    )
     args = arguments.parse_args()
     cfg = read_config(args, 'test')
     cfg.load_from = args.checkpoint

@@ -2,21 +2,23 @@
 
 python tools/train.py configs/poolformer/retinanet_poolformer-s12_fpn_1x_coco.py
 torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
+
+The second line starts a process for each GPU; without a GPU, the processes share the CPU.
 """
 
 from mmengine.runner import Runner
 
-from mmpatch.engine.tool import parser, read_config
+from mmpatch.engine.tool import check_precision, make_parser, read_config
 
 
 def main() -> None:
-    arguments = parser(__doc__ or '')
+    arguments = make_parser(__doc__ or '')
     arguments.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='go on from a checkpoint, without PATH from the last one in the work dir',
+        help='continue from a checkpoint; without PATH, from the last one in the work dir',
     )
     arguments.add_argument('--amp', action='store_true', help='train in mixed precision')
     arguments.add_argument(
@@ -29,6 +31,7 @@ def main() -> None:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    check_precision(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(f'{args.config} has no auto_scale_lr.base_batch_size to scale from')

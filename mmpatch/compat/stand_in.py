@@ -1,7 +1,7 @@
 """What stands in for ``mmcv._ext``: mmcv's compiled ops, by torchvision's operators.
 
 :mod:`mmpatch.compat.ops` loads this file under that name. Signatures are those that ``mmcv.ops``
-calls; "written" arguments are results.
+calls; arguments that are "written" receive the results.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import ops
 
-INSTALL = (
+INSTALL_COMMAND = (
     'pip uninstall mmcv-lite; pip install "setuptools<81" wheel ninja psutil; '
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir mmcv==2.1.0'
 )
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
         raise AttributeError(name)
 
     def op(*args: Any, **kwargs: Any) -> NoReturn:
-        raise _not_here(name)
+        raise _unsupported(name)
 
     return op
 
@@ -125,13 +125,10 @@ def roi_align_forward(
         NotImplementedError: For max pooling (``pool_mode`` 0).
     """
     if pool_mode != 1:
-        raise _not_here('roi_align with pool_mode="max"')
+        raise _unsupported('roi_align with pool_mode="max"')
     size = (aligned_height, aligned_width)
-    # In float32 under autocast as well: coordinates do not fit 8 bits of mantissa.
-    pooled = ops.roi_align(
-        input.float(), rois.float(), size, spatial_scale, sampling_ratio, aligned
-    )
-    output.copy_(pooled)
+    maps, boxes = _to_full_precision(input, rois)
+    output.copy_(ops.roi_align(maps, boxes, size, spatial_scale, sampling_ratio, aligned))
 
 
 def roi_align_backward(
@@ -148,10 +145,11 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Gradient of :func:`roi_align_forward` into ``grad_input`` (B, C, H, W)."""
+    grad, boxes = _to_full_precision(grad_output, rois)
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
-            grad_output.float(),
-            rois.float(),
+            grad,
+            boxes,
             spatial_scale,
             aligned_height,
             aligned_width,
@@ -160,6 +158,12 @@ def roi_align_backward(
             aligned,
         )
     )
+
+
+def _to_full_precision(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 if the maps are, else in float32: coordinates do not fit a half."""
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    return maps.to(dtype), rois.to(dtype)
 
 
 def sigmoid_focal_loss_forward(
@@ -195,14 +199,14 @@ def _focal_loss(
     input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
 ) -> Tensor:
     if weight.numel():
-        raise _not_here('sigmoid_focal_loss with class weights')
+        raise _unsupported('sigmoid_focal_loss with class weights')
     classes = input.shape[1]
     one_hot = F.one_hot(target, classes + 1)[:, :classes].to(input.dtype)
     return ops.sigmoid_focal_loss(input, one_hot, alpha, gamma)
 
 
-def _not_here(op: str) -> NotImplementedError:
+def _unsupported(op: str) -> NotImplementedError:
     return NotImplementedError(
         f'mmcv op {op} needs compiled mmcv; mmpatch stands in only for nms, softnms, roi_align and '
-        f'sigmoid_focal_loss. To install it: {INSTALL}'
+        f'sigmoid_focal_loss. To install it: {INSTALL_COMMAND}'
     )

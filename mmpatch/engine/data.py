@@ -1,4 +1,4 @@
-"""Errors and warnings about data that name the culprit, instead of a failure hours later."""
+"""Checks of data that name the wrong file at the start, instead of a failure hours later."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-SHOWN = 5
+MAX_NAMES = 5
 PATH_KEYS = ('img_path', 'seg_map_path')
-HELP = {
+DATA_SOURCES = {
     'CocoDataset': (
         'COCO 2017 comes from https://cocodataset.org/#download (train2017, val2017, annotations)'
     ),
@@ -19,39 +19,40 @@ HELP = {
         'ADE20K comes from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
     ),
 }
-TOY = (
+OTHER_DATA_HINT = (
     'To train elsewhere, pass --cfg-options data_root=FOLDER; '
     'to draw a small set of the same layout, run python tools/make_toy_data.py'
 )
 
 
 def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check that the folders and annotation files of a config exist, before anything is built.
+    """Check that the folders and annotation files of a config exist.
 
     Args:
         cfg: Config of mmdet or mmseg.
-        splits: Of 'train', 'val', 'test'.
+        splits: Some of 'train', 'val' and 'test'.
 
     Raises:
         FileNotFoundError: Names the first path that is missing, and how to get the data.
     """
     for split in splits:
-        for dataset in _dataset_configs(cfg.get(f'{split}_dataloader')):
+        for dataset in _find_dataset_configs(cfg.get(f'{split}_dataloader')):
             root = Path(dataset.get('data_root') or '')
             if dataset.get('backend_args'):
                 continue  # not on a local disk
-            wanted = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
-            for path in [root, *(root / name for name in wanted if name)]:
+            names = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+            for path in [root, *(root / name for name in names if name)]:
                 if not path.exists():
-                    name = str(dataset.get('type', '')).split('.')[-1]
-                    how = HELP.get(name, f'it is needed by {name}')
+                    kind = str(dataset.get('type', '')).split('.')[-1]
+                    how = DATA_SOURCES.get(kind, f'{kind} reads it')
                     raise FileNotFoundError(
-                        f'{path} does not exist ({split} data of the config). {how}. {TOY}.'
+                        f'{path} does not exist ({split} data of the config). {how}. '
+                        f'{OTHER_DATA_HINT}.'
                     )
 
 
-def reroot(cfg: Config, data_root: str) -> None:
-    """Move all data of a config: every path below its ``data_root`` goes below the new one.
+def replace_data_root(cfg: Config, data_root: str) -> None:
+    """Change ``data_root`` of a config, and every path of its data below it.
 
     Raises:
         KeyError: If the config has no ``data_root``.
@@ -60,67 +61,60 @@ def reroot(cfg: Config, data_root: str) -> None:
         raise KeyError('data_root: the config has no data_root to replace')
     old = cfg.data_root.rstrip('/')
 
-    def moved(value: Any) -> Any:
+    def move(value: Any) -> Any:
         if isinstance(value, dict):
             for key in value:
-                value[key] = moved(value[key])
+                value[key] = move(value[key])
         elif isinstance(value, list | tuple):
-            return type(value)(moved(item) for item in value)
+            return type(value)(move(item) for item in value)
         elif isinstance(value, str) and (value == old or value.startswith(f'{old}/')):
             return f'{data_root.rstrip("/")}{value[len(old) :]}'
         return value
 
     for key in list(cfg):
         if key.endswith(('_dataloader', '_evaluator')):
-            cfg[key] = moved(cfg[key])
+            cfg[key] = move(cfg[key])
     cfg.data_root = data_root
 
 
-def watch_dataset(dataset: Any) -> None:
+def check_dataset(dataset: Any) -> None:
     """Check the files of a built dataset, and make errors of its pipeline name their sample.
 
-    Labels without an image, which the hosts skip, give one counted warning. Datasets that are not
-    on a local disk are left alone.
+    Labels without an image, which the hosts skip, give one warning with their number. Datasets that
+    are not on a local disk are left alone.
 
     Raises:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
     """
-    for part in _parts(dataset):
-        if getattr(part, 'backend_args', None) or isinstance(part.pipeline, NamedErrors):
+    for part in _find_datasets(dataset):
+        if getattr(part, 'backend_args', None) or isinstance(part.pipeline, SampleNamingPipeline):
             continue
-        infos = [part.get_data_info(i) for i in range(len(part))]
-        folders: dict[str, dict[str, int]] = {}
-        used: dict[str, set[str]] = {}
-        bad = []
-        for info in infos:
-            for path in (info[key] for key in PATH_KEYS if info.get(key)):
-                folder, name = os.path.split(path)
-                if folder not in folders:
-                    folders[folder] = _sizes(folder)
-                used.setdefault(folder, set()).add(name)
-                if not folders[folder].get(name):
-                    bad.append(path)
+        bad: list[str] = []
+        labels: dict[str, set[str]] = {}  # names by folder
+        for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
+            info = part.get_data_info(i)
+            bad += (info[key] for key in PATH_KEYS if info.get(key) and _is_empty(info[key]))
+            if info.get('seg_map_path'):
+                folder, name = os.path.split(info['seg_map_path'])
+                labels.setdefault(folder, set()).add(name)
         if bad:
             raise FileNotFoundError(
                 f'{len(bad)} of the files that {type(part).__name__} names are missing or empty: '
-                f'{_some(bad)}'
+                f'{_join_first(bad)}'
             )
-        labels = {
-            os.path.dirname(info['seg_map_path']) for info in infos if info.get('seg_map_path')
-        }
-        for folder in sorted(labels):
-            suffix = getattr(part, 'seg_map_suffix', '')
-            extra = [n for n in sorted(set(folders[folder]) - used[folder]) if n.endswith(suffix)]
+        suffix = getattr(part, 'seg_map_suffix', '')
+        for folder, used in sorted(labels.items()):
+            extra = sorted(n for n in set(os.listdir(folder)) - used if n.endswith(suffix))
             if extra:
                 _warn(
                     f'{len(extra)} labels in {folder} have no image and are not used: '
-                    f'{_some(extra)}'
+                    f'{_join_first(extra)}'
                 )
-        part.pipeline = NamedErrors(part.pipeline)
+        part.pipeline = SampleNamingPipeline(part.pipeline)
 
 
-def watch_coco() -> None:
-    """Make mmdet count the annotations whose image its annotation file does not list."""
+def count_lost_annotations() -> None:
+    """Make mmdet warn of annotations whose image the annotation file does not list."""
     from mmdet.datasets import CocoDataset
 
     class CountingCOCO(CocoDataset.COCOAPI):
@@ -134,13 +128,13 @@ def watch_coco() -> None:
             if lost:
                 _warn(
                     f'{len(lost)} annotations belong to images that the annotation file does not '
-                    f'list and are not used: ids {_some([str(i) for i in lost])}'
+                    f'list and are not used: ids {_join_first([str(i) for i in lost])}'
                 )
 
     CocoDataset.COCOAPI = CountingCOCO
 
 
-class NamedErrors:
+class SampleNamingPipeline:
     """A pipeline whose errors say which sample they come from.
 
     Args:
@@ -161,7 +155,8 @@ class NamedErrors:
             return self.pipeline(info)
         except Exception as error:
             raise RuntimeError(
-                f'cannot read {" with ".join(paths)}: {type(error).__name__}: {error}'
+                f'the data pipeline failed on {" with ".join(paths)}: '
+                f'{type(error).__name__}: {error}'
             ) from error
 
     def __getattr__(self, name: str) -> Any:
@@ -170,8 +165,8 @@ class NamedErrors:
         return getattr(self.pipeline, name)
 
 
-def _dataset_configs(loader: Any) -> Iterator[Any]:
-    """Innermost dataset configs of a dataloader, through wrappers."""
+def _find_dataset_configs(loader: Any) -> Iterator[Any]:
+    """Configs of the datasets that the wrappers of a dataloader hold."""
     stack = [loader.dataset] if loader else []
     while stack:
         cfg = stack.pop()
@@ -183,24 +178,25 @@ def _dataset_configs(loader: Any) -> Iterator[Any]:
             yield cfg
 
 
-def _parts(dataset: Any) -> Iterator[BaseDataset]:
-    """Innermost datasets, through wrappers."""
+def _find_datasets(dataset: Any) -> Iterator[BaseDataset]:
+    """Datasets that wrappers hold."""
     if isinstance(dataset, BaseDataset):
         yield dataset
     for inner in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if inner is not None:
-            yield from _parts(inner)
+            yield from _find_datasets(inner)
 
 
-def _sizes(folder: str) -> dict[str, int]:
-    if not os.path.isdir(folder):
-        return {}
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+def _is_empty(path: str) -> bool:
+    """Whether there is no file at a path, or one without content."""
+    try:
+        return not os.path.getsize(path)
+    except OSError:
+        return True
 
 
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
+def _join_first(names: list[str]) -> str:
+    return ', '.join(names[:MAX_NAMES]) + (', ...' if len(names) > MAX_NAMES else '')
 
 
 def _warn(message: str) -> None:

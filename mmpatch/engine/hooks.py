@@ -1,4 +1,4 @@
-"""Hooks that ``tools/train.py`` and ``tools/test.py`` add to every config."""
+"""Hooks that the tools add to every config."""
 
 import random
 from functools import partial
@@ -6,55 +6,92 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from mmpatch.engine.data import watch_dataset
+from mmpatch.engine.data import check_dataset
 from mmpatch.registry import HOOKS
 
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Looks for every file of a dataset before the first one is needed."""
+    """Checks that every file of a dataset exists before the first one is read."""
 
     def before_train(self, runner: Runner) -> None:
         """Check the training set."""
-        watch_dataset(runner.train_dataloader.dataset)
+        check_dataset(runner.train_dataloader.dataset)
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation set."""
-        watch_dataset(runner.val_dataloader.dataset)
+        check_dataset(runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
         """Check the test set."""
-        watch_dataset(runner.test_dataloader.dataset)
+        check_dataset(runner.test_dataloader.dataset)
+
+
+@HOOKS.register_module()
+class CheckInvalidLossHook(Hook):
+    """Stops training at the first NaN or infinite loss, before the next checkpoint is written.
+
+    Such a loss ruins the weights, and later checkpoints would replace the good ones. mmdet's hook
+    of this name checks every 50th iteration, on each rank alone. Here every iteration is checked,
+    and all ranks stop together, so that none of them writes a checkpoint.
+    """
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any | None = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Check the loss of one iteration.
+
+        Raises:
+            FloatingPointError: If the loss is not finite on any rank.
+        """
+        losses = {k: torch.as_tensor(v) for k, v in (outputs or {}).items() if 'loss' in k}
+        is_spoiled = ~losses.get('loss', torch.zeros(())).isfinite()
+        count = is_spoiled.to(dist.get_comm_device(), torch.float32)
+        dist.all_reduce(count)
+        if count.item():
+            wrong = [f'{k}={v.item()}' for k, v in losses.items() if not v.isfinite().all()]
+            raise FloatingPointError(
+                f'the loss is not finite at iteration {runner.iter + 1} (epoch '
+                f'{runner.epoch + 1}): {", ".join(wrong) or "on another rank"}. Training stops '
+                f'here to keep the checkpoints in {runner.work_dir}. Lower the learning rate, warm '
+                'up longer or clip gradients, then continue with --resume'
+            )
 
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Seeds every step by its number, so that a resumed run equals one that was never interrupted.
+    """Seeds every iteration by its number, so that a resumed run equals an uninterrupted one.
 
-    MMEngine restores weights, optimizer and schedule, but no random state. Here dropout and drop
-    path depend on the seed and the iteration; augmentation on the seed and the epoch. Workers that
-    live on between epochs (``persistent_workers``) carry a state that no checkpoint can hold: a
-    resumed run then sees other augmentations. Loops by iteration replay their data, as MMEngine
-    does, and need nothing more.
+    MMEngine restores weights, optimizer and schedule, but no random state. With this hook, dropout
+    and drop path depend on seed, rank and iteration; augmentation depends on seed, rank and epoch.
+    Workers that live on between epochs (``persistent_workers``) have a state of their own that no
+    checkpoint holds, so a resumed run then augments differently. Loops by iteration replay their
+    data when resumed, as MMEngine does.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed augmentation by the epoch; loops by iteration have one epoch only."""
-        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            return
-        seed = (runner.seed + 1000003 * runner.epoch) % 2**31
-        random.seed(seed)
-        np.random.seed(seed)
+        """Seed augmentation by epoch and rank. A loop by iteration has one epoch."""
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if not by_epoch and runner.world_size == 1:
+            return  # MMEngine has seeded this process already
+        seed = (runner.seed + 1000003 * (runner.epoch if by_epoch else 0)) % 2**31
         loader = runner.train_dataloader
-        if isinstance(loader.worker_init_fn, partial):
-            init: partial[Any] = loader.worker_init_fn
+        if by_epoch and isinstance(loader.worker_init_fn, partial):
+            init: partial[Any] = loader.worker_init_fn  # adds the rank itself
             loader.worker_init_fn = partial(
                 init.func, *init.args, **{**init.keywords, 'seed': seed}
             )
-        torch.manual_seed(seed)
+        random.seed(seed + runner.rank)
+        np.random.seed((seed + runner.rank) % 2**32)
+        torch.manual_seed(seed + runner.rank)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any | None = None

@@ -1,75 +1,139 @@
-"""Errors about a model's settings before it is built, instead of at its first iteration."""
+"""Checks of a model's settings before it is built, instead of errors at its first iteration."""
 
 import math
+import re
+import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
+from mmengine.registry import Registry
+from torch import Tensor, nn
 
 from mmpatch.registry import MODELS
 
 
-def check_model(cfg: Any) -> None:
+def check_model(cfg: Any, scope: str | None = None) -> None:
     """Check that backbone, neck and heads of a config of mmdet or mmseg fit each other.
 
-    Only models whose backbone is one of mmpatch's are looked at, and what comes behind a neck that
-    is not known here is taken as it is.
+    Only models with a backbone of mmpatch are checked. Necks, and the heads of segmentors, run on
+    the meta device, without memory; one that does not run there is not checked. A warning names
+    outputs of the backbone that no head reads.
 
     Args:
         cfg: ``model`` of the config.
+        scope: ``default_scope`` of the config; MMEngine's current scope if None.
 
     Raises:
-        ValueError: If channels or strides do not match, or padded images do not fit the strides;
-            the message names the settings.
+        ValueError: If arguments, channels or strides do not match, or padded images do not fit the
+            strides; the message names the settings.
     """
     backbone_cfg = cfg.get('backbone') or {}
     if not str(backbone_cfg.get('type', '')).startswith('mmpatch.'):
         return
-    with torch.device('meta'):
-        backbone = MODELS.build({**backbone_cfg, 'init_cfg': None})
-    channels, strides = list(backbone.out_channels), list(backbone.out_strides)
-    neck = cfg.get('neck')
-    own = len(strides)  # levels that are no mere pooling of the one before
-    if neck is not None:
-        if not isinstance(neck, dict):
-            return
-        levels = _through(neck, channels, strides, backbone)
+    with torch.device('meta'), MODELS.switch_scope_and_registry(scope) as registry:
+        backbone: Any = _build(registry, 'backbone', {**backbone_cfg, 'init_cfg': None})
+        side = 64 * math.lcm(*backbone.out_strides)
+        pairs = zip(backbone.out_channels, backbone.out_strides, strict=True)
+        maps = [torch.empty(1, c, side // s, side // s, requires_grad=True) for c, s in pairs]
+        levels = _run_necks(registry, _as_list(cfg.get('neck')), maps)
         if levels is None:
             return
-        own = len(neck.get('scale_factors') or strides)
-        channels, strides = levels
-    _check_heads(cfg, channels, strides)
-    _check_padding(cfg, strides[:own])
+        strides = [side / level.shape[3] for level in levels]
+        strides = [int(stride) if stride == int(stride) else stride for stride in strides]
+        _check_heads(cfg, [level.shape[1] for level in levels], strides)
+        _check_padding(cfg, strides, max(backbone.out_strides))
+        _warn_of_unread_outputs(backbone, _find_unread(registry, cfg, maps, levels))
 
 
-def _through(
-    neck: Any, channels: list[int], strides: list[float], backbone: Any
-) -> tuple[list[int], list[float]] | None:
-    """Channels and strides behind a neck; None if it is not known here."""
-    kind = str(neck['type']).split('.')[-1]
-    if kind not in ('SimpleFeaturePyramid', 'FPN', 'ChannelMapper'):
+def _build(registry: Registry, place: str, cfg: Any) -> nn.Module:
+    """Build one part of a model; an argument that its type does not take is a ValueError."""
+    try:
+        return registry.build(deepcopy(cfg))
+    except TypeError as error:
+        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if match is None or match[1] not in cfg:
+            raise
+        raise ValueError(
+            f'model.{place}: {cfg["type"]} takes no argument {match[1]!r}. If an inherited config '
+            f'brings it along, add _delete_=True to this {place}'
+        ) from error
+
+
+def _run_necks(registry: Registry, cfgs: list[Any], maps: list[Tensor]) -> list[Tensor] | None:
+    """Levels behind the necks; None if one does not run on the meta device."""
+    try:
+        necks = [_build(registry, 'neck', cfg) for cfg in cfgs]
+    except ValueError:
+        raise
+    except Exception:  # whatever a neck asks for that is not there yet
         return None
-    given = neck.get('in_channels')
-    if given is not None:
-        listed = list(given) if isinstance(given, Sequence) else [given]
-        if listed != channels:
+    levels = maps
+    try:
+        for neck in necks:
+            levels = list(neck.eval()(tuple(levels)))
+        return levels if all(level.ndim == 4 for level in levels) else None
+    except Exception as error:
+        given = cfgs[0].get('in_channels')
+        channels = [x.shape[1] for x in maps]
+        if given is not None and _as_list(given) != channels:
             raise ValueError(
                 f'model.neck.in_channels={given}, but the backbone gives {channels}: '
                 'set the one to the other (out_indices of the backbone says which)'
-            )
-    if kind == 'SimpleFeaturePyramid':
-        with torch.device('meta'):
-            pyramid = MODELS.build({**neck, 'backbone': backbone})
-        return list(pyramid.out_channels), list(pyramid.out_strides)
-    reached = strides[neck.get('start_level', 0) :]
-    count = neck.get('num_outs') or len(reached)
-    while len(reached) < count:
-        reached.append(reached[-1] * 2)
-    return [neck['out_channels']] * count, reached[:count]
+            ) from error
+        if isinstance(error, ValueError):
+            raise
+        return None
 
 
-def _check_padding(cfg: Any, strides: list[float]) -> None:
-    """Padded images must be multiples of all strides that are whole numbers."""
+def _find_unread(
+    registry: Registry, cfg: Any, maps: list[Tensor], levels: list[Tensor]
+) -> list[int]:
+    """Positions of the backbone's outputs that get no gradient.
+
+    Heads of segmentors may read some levels only; those of detectors read all.
+    """
+    heads = _as_list(cfg.get('decode_head'))
+    others = _as_list(cfg.get('auxiliary_head'))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # heads warn again when they are built to train
+            modules = [registry.build(deepcopy(head)).eval() for head in (*others, *heads)]
+            read = [x for head in modules[: len(others)] for x in _as_list(head(levels))]
+            previous: list[Any] = []  # a later head of a cascade reads the output of the one before
+            for head in modules[len(others) :]:
+                previous = [head(levels, *previous)]
+                read += _as_list(previous[0])
+            total = torch.stack([x.sum() for x in (read if heads else levels)]).sum()
+            gradients = torch.autograd.grad(total, maps, allow_unused=True)
+    except Exception:  # heads that need samples, say, and parts that do not run on meta
+        return []
+    return [i for i, gradient in enumerate(gradients) if gradient is None]
+
+
+def _warn_of_unread_outputs(backbone: Any, unread: list[int]) -> None:
+    """Warn if outputs that no head reads leave parameters without a gradient."""
+    first = len(backbone.stem_indices)  # outputs of the stem have no norm
+    stages = [backbone.out_indices[i - first] for i in unread if i >= first]
+    idle = [backbone.out_norms[str(i)] for i in stages if backbone.out_norms]
+    if backbone.out_indices[-1] in stages:
+        idle.append(backbone.stages[-1])
+    if any(p.requires_grad for module in idle for p in module.parameters()):
+        read = tuple(i for i in backbone.out_indices if i not in stages)
+        warnings.warn(
+            f'model.backbone: no head reads the outputs of stages {stages}. Some of their '
+            'parameters get no gradient, and distributed training stops with an error. Set '
+            f'out_indices={read} and adapt in_channels and start_level of the neck or in_index of '
+            'the heads; or, if only norms are left over, set out_norm=False',
+            stacklevel=3,
+        )
+
+
+def _check_padding(cfg: Any, strides: list[float], coarsest: float) -> None:
+    """Padded images must be multiples of whole strides, but for levels pooled from others."""
+    scales = [s for neck in _as_list(cfg.get('neck')) for s in neck.get('scale_factors') or ()]
+    strides = [stride for stride in strides if stride <= coarsest / min(scales, default=1)]
     padded = (cfg.get('data_preprocessor') or {}).get('pad_size_divisor')
     needed = math.lcm(*(int(stride) for stride in strides if stride == int(stride)))
     if padded is not None and padded > 1 and padded % needed:
@@ -82,51 +146,58 @@ def _check_padding(cfg: Any, strides: list[float]) -> None:
 
 def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
     for place in ('bbox_head', 'rpn_head'):
-        head = _one(cfg.get(place))
-        anchors = (head.get('anchor_generator') or {}).get('strides')
-        if anchors is not None and list(anchors) != strides:
-            raise ValueError(
-                f'model.{place}.anchor_generator.strides={list(anchors)}, but the levels have '
-                f'strides {strides}'
-            )
-        _check_channels(f'model.{place}', head, channels)
-    roi_head = _one(cfg.get('roi_head'))
+        for head in _as_list(cfg.get(place)):
+            given = (head.get('anchor_generator') or {}).get('strides') or strides
+            anchors = [s[0] if isinstance(s, Sequence) else s for s in given]
+            # YOLACT's anchors are spread over the image, at strides that are no whole numbers.
+            if anchors != strides and all(s == int(s) for s in anchors):
+                raise ValueError(
+                    f'model.{place}.anchor_generator.strides={list(given)}, but the levels have '
+                    f'strides {strides}'
+                )
+            _check_channels(f'model.{place}', head, channels)
     for place in ('bbox_roi_extractor', 'mask_roi_extractor'):
-        extractor = _one(roi_head.get(place))
-        given = extractor.get('featmap_strides')
-        if given is not None and list(given) != strides[: len(given)]:
-            raise ValueError(
-                f'model.roi_head.{place}.featmap_strides={list(given)}, but the levels have '
-                f'strides {strides}'
-            )
-    head = _one(cfg.get('decode_head'))
-    indices = head.get('in_index')
-    if isinstance(indices, Sequence):
-        wrong = [i for i in indices if i >= len(channels)]
-        if wrong:
-            raise ValueError(
-                f'model.decode_head.in_index={list(indices)}, but there are {len(channels)} levels'
-            )
-        _check_channels('model.decode_head', head, [channels[i] for i in indices])
+        for extractor in _as_list((cfg.get('roi_head') or {}).get(place)):
+            given = extractor.get('featmap_strides')
+            if given is not None and list(given) != strides[: len(given)]:
+                raise ValueError(
+                    f'model.roi_head.{place}.featmap_strides={list(given)}, but the levels have '
+                    f'strides {strides}'
+                )
+    for place in ('decode_head', 'auxiliary_head'):
+        for head in _as_list(cfg.get(place)):
+            _check_segmentation_head(f'model.{place}', head, channels, strides)
+
+
+def _check_segmentation_head(
+    place: str, head: Any, channels: list[int], strides: list[float]
+) -> None:
+    given = head.get('in_index')
+    indices = [] if given is None else _as_list(given)
+    if any(not -len(channels) <= i < len(channels) for i in indices):
+        raise ValueError(f'{place}.in_index={given}, but there are {len(channels)} levels')
+    _check_channels(place, head, [channels[i] for i in indices])
     ratios = head.get('feature_strides')
     if ratios is not None and [s / ratios[0] for s in ratios] != [
         s / strides[0] for s in strides[: len(ratios)]
     ]:
         raise ValueError(
-            f'model.decode_head.feature_strides={list(ratios)} do not grow as the strides '
-            f'{strides} of the levels'
+            f'{place}.feature_strides={list(ratios)} do not grow as the strides {strides} of the '
+            'levels'
         )
-
-
-def _one(head: Any) -> Any:
-    """A head; of several (cascades) none is looked at."""
-    return head if isinstance(head, dict) else {}
 
 
 def _check_channels(place: str, head: Any, channels: list[int]) -> None:
     given = head.get('in_channels')
     if given is None or not channels:
         return
-    listed = list(given) if isinstance(given, Sequence) else [given] * len(channels)
-    if listed != channels:
+    expected = list(given) if isinstance(given, Sequence) else [given] * len(channels)
+    if expected != channels:
         raise ValueError(f'{place}.in_channels={given}, but the levels have {channels}')
+
+
+def _as_list(value: Any) -> list[Any]:
+    """One or several as a list; None is none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

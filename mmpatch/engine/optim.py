@@ -1,4 +1,4 @@
-"""Learning rates that fall from the last layer to the first."""
+"""Layer-wise learning rate decay."""
 
 from typing import Any
 
@@ -11,23 +11,23 @@ from mmpatch.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Layer-wise learning rates for every backbone here (BEiT, https://arxiv.org/abs/2106.08254).
+    """Layer-wise learning rate decay for every backbone here (BEiT, https://arxiv.org/abs/2106.08254).
 
-    A parameter of depth d, of D depths, learns at ``lr * decay_rate ** (D - 1 - d)``; the backbone
-    tells the depths (``get_layer_depth``), and everything outside it learns at ``lr``. For ViT
+    A parameter at depth d of D has the learning rate ``lr * decay_rate ** (D - 1 - d)``. The
+    backbone gives the depths (``get_layer_depth``); all other parameters have ``lr``. For ViT
     these are the rates of ViTDet (``get_vit_lr_decay_rate`` in ``vit.py`` of detectron2).
 
     Args:
-        optim_wrapper_cfg: As of MMEngine's default constructor.
-        paramwise_cfg: ``decay_rate``, and whatever MMEngine's takes: ``norm_decay_mult=0`` for no
+        optim_wrapper_cfg: As in MMEngine's default constructor.
+        paramwise_cfg: ``decay_rate``, and all keys of MMEngine's: ``norm_decay_mult=0`` for no
             weight decay of norms, ``bias_decay_mult=0`` of biases, ``flat_decay_mult=0`` of all
             vectors (norms, biases, layer scale), ``custom_keys={'pos_embed': dict(decay_mult=0)}``
-            of positions. Rates of ``custom_keys`` are multiplied with those of the layers. A
-            parameter that two modules share is taken once.
+            of positions. Rates of ``custom_keys`` are multiplied by those of the layers. A
+            parameter that two modules share is added once.
 
     Raises:
-        ValueError: If ``decay_rate`` is missing or not in (0, 1], or no part of the model tells
-            depths.
+        ValueError: If ``decay_rate`` is missing or not in (0, 1], or no part of the model
+            gives depths.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', **kwargs: Any
     ) -> None:
-        """Add the groups of a module, as MMEngine does; for the whole model, scale their rates."""
+        """Add the groups of a module as MMEngine does, then scale the rates of the whole model."""
         super().add_params(params, module, prefix, **kwargs)
         if prefix:  # called again for each child
             return
@@ -54,9 +54,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if hasattr(part, 'get_layer_depth')
         }
         if not backbones:
-            raise ValueError(
-                f'{type(module).__name__} has no backbone of mmpatch, which alone tells depths'
-            )
+            raise ValueError(f'{type(module).__name__} has no backbone of mmpatch to give depths')
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         for group in params:
             name = names[id(group['params'][0])]

@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: arguments, and reading a config."""
+"""What ``tools/train.py`` and ``tools/test.py`` share: arguments, and the config they run."""
 
 import argparse
 import importlib
@@ -6,18 +6,21 @@ import os
 import sys
 from pathlib import Path
 
+import torch.distributed
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from mmpatch import compat
-from mmpatch.engine.data import check_paths, reroot, watch_coco
+from mmpatch.engine.data import check_paths, count_lost_annotations, replace_data_root
+from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
 
 HOSTS = ('mmdet', 'mmseg')
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Parser with the arguments that both tools take, named as in mmdet and mmseg."""
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Make a parser with the arguments of both tools, named as in mmdet and mmseg."""
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,10 +32,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='change the config, as model.backbone.arch=s24; data_root=FOLDER moves all data',
+        help='override settings, e.g. model.backbone.arch=s24; data_root=FOLDER moves all data',
     )
     result.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='of jobs'
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes',
     )
     # torch.distributed.launch passes the second form
     result.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -40,24 +46,28 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_config(args: argparse.Namespace, *splits: str) -> Config:
-    """Config of a tool: file, then options, then what both tools add.
+    """Read the config of a tool, check it, and prepare the process to run it.
+
+    Options override the file. Hooks that check data and losses and seed iterations are added.
 
     Args:
-        args: Of :func:`parser`.
-        splits: Of 'train', 'val' and 'test', whose data must be there.
+        args: Of :func:`make_parser`.
+        splits: Some of 'train', 'val' and 'test', whose data must exist.
 
     Raises:
-        SystemExit: With one line, if data is missing or parts of the model do not fit each other.
+        SystemExit: If data is missing or parts of the model do not match; says so in one line.
         ValueError: If ``default_scope`` names no host.
         ImportError: If the host is not installed.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     for line in compat.install():
         print_log(line, logger='current')
+    if keep_freed_memory():
+        print_log(f'mmpatch: freed memory is kept ({VARIABLE}=0 to disable)', logger='current')
     cfg = Config.fromfile(args.config)
     options = dict(args.cfg_options)
     if 'data_root' in options:
-        reroot(cfg, str(options.pop('data_root')))
+        replace_data_root(cfg, str(options.pop('data_root')))
     cfg.merge_from_dict(options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
@@ -74,11 +84,44 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         extra = {'mmdet': 'det', 'mmseg': 'seg'}[host]
         raise ImportError(f'{host}: {error}; pip install mmpatch[{extra}]') from error
     if host == 'mmdet':
-        watch_coco()
+        count_lost_annotations()
     try:
-        check_model(cfg.model)
+        check_model(cfg.model, host)
     except ValueError as error:
         sys.exit(f'error: {args.config}: {error}')
-    hooks = [{'type': 'mmpatch.DataCheckHook'}, {'type': 'mmpatch.StepSeedHook'}]
-    cfg.custom_hooks = [*hooks, *(cfg.get('custom_hooks') or [])]
+    own = cfg.get('custom_hooks') or []
+    hooks = ['mmpatch.DataCheckHook', 'mmpatch.StepSeedHook']
+    if not any('CheckInvalidLossHook' in str(hook['type']) for hook in own):
+        hooks.append('mmpatch.CheckInvalidLossHook')
+    cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
+    if args.launcher == 'pytorch' and get_device() == 'cpu':
+        join_ranks_on_cpu(cfg)
     return cfg
+
+
+def join_ranks_on_cpu(cfg: Config) -> None:
+    """Join the processes that ``torchrun`` started, over gloo, and wrap the model for a CPU.
+
+    MMEngine assumes a GPU for both, but uses a process group that exists already. Synchronised
+    batch norms (SyncBN) still need a GPU.
+    """
+    torch.distributed.init_process_group('gloo')
+    wrapper = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+    }
+    cfg.model_wrapper_cfg = {**(cfg.get('model_wrapper_cfg') or wrapper), 'device_ids': None}
+
+
+def check_precision(cfg: Config) -> None:
+    """Refuse mixed precision on a CPU, which MMEngine does not support.
+
+    Raises:
+        SystemExit: If the config asks for it; says in one line what to leave out.
+    """
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
+        sys.exit(
+            'error: MMEngine has no mixed precision on a CPU: leave out --amp, or add '
+            '--cfg-options optim_wrapper.type=OptimWrapper if the config asks for it'
+        )

@@ -1,4 +1,4 @@
-"""Adapters from the maps of a backbone to the levels that heads expect."""
+"""Necks: feature pyramids from the outputs of isotropic backbones."""
 
 from mmpatch.necks.simple_feature_pyramid import SimpleFeaturePyramid
 

@@ -23,15 +23,15 @@ class SimpleFeaturePyramid(BaseModule):
     of an isotropic network after each quarter of its blocks.
 
     Args:
-        in_channels: Channels of each input, or one number; None asks ``backbone``.
+        in_channels: Channels of each input, or one number; None takes those of ``backbone``.
         out_channels: Channels of every level.
         scale_factors: Size of each level with respect to its input: powers of two, falling.
         num_outs: Levels; those behind the last scale take every second row and column of the level
             before them. By default as many as scales.
         norm_cfg: Norm behind every convolution: see :func:`mmpatch.layers.norm_factory`.
-        in_stride: Stride of the inputs, for ``out_strides``; None asks ``backbone``.
-        backbone: Config of a backbone, or a backbone, whose ``out_channels`` and ``out_strides``
-            are asked; a config is built without memory.
+        in_stride: Stride of the inputs, for ``out_strides``; None takes that of ``backbone``.
+        backbone: A backbone, or the config of one, whose ``out_channels`` and ``out_strides`` are
+            the inputs'; a config is built on the meta device.
         init_cfg: As in MMEngine.
 
     Attributes:
@@ -60,7 +60,7 @@ class SimpleFeaturePyramid(BaseModule):
                 raise ValueError(f'scale_factors={scales}: {scale} is no power of two')
         if list(scales) != sorted(set(scales), reverse=True):
             raise ValueError(f'scale_factors={scales} must fall, from the finest level on')
-        channels, strides = _asked(backbone, in_channels, in_stride)
+        channels, strides = _read_inputs(backbone, in_channels, in_stride)
         if len(channels) not in (1, len(scales)):
             raise ValueError(
                 f'{len(channels)} inputs for {len(scales)} scale_factors: give one input for all '
@@ -73,7 +73,7 @@ class SimpleFeaturePyramid(BaseModule):
         norm = norm_factory(norm_cfg)
         inputs = channels * len(scales) if len(channels) == 1 else channels
         self.levels = nn.ModuleList(
-            _level(c, out_channels, int(math.log2(scale)), norm)
+            _make_level(c, out_channels, int(math.log2(scale)), norm)
             for c, scale in zip(inputs, scales, strict=True)
         )
         self.out_channels = (out_channels,) * self.num_outs
@@ -98,8 +98,8 @@ class SimpleFeaturePyramid(BaseModule):
         return tuple(outs)
 
 
-def _level(channels: int, out_channels: int, octaves: int, norm: Factory) -> nn.Sequential:
-    """Scaling by ``2 ** octaves``, then the two convolutions."""
+def _make_level(channels: int, out_channels: int, octaves: int, norm: Factory) -> nn.Sequential:
+    """Make one level: scaling by ``2 ** octaves``, then the two convolutions."""
     level = nn.Sequential()
     for i in range(octaves):
         if i:
@@ -118,20 +118,20 @@ def _level(channels: int, out_channels: int, octaves: int, norm: Factory) -> nn.
     return level
 
 
-def _asked(
+def _read_inputs(
     backbone: Any, in_channels: int | Sequence[int] | None, in_stride: float | None
 ) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
-    """Channels and strides of the inputs, as given or as the backbone says."""
+    """Channels and strides of the inputs, from the arguments or from the backbone."""
     given = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels or ())
     strides = None if in_stride is None else (in_stride,)
     if backbone is None:
         if not given:
-            raise ValueError('SimpleFeaturePyramid needs in_channels, or a backbone to ask')
+            raise ValueError('SimpleFeaturePyramid needs in_channels, or a backbone')
         return given, strides
     if isinstance(backbone, dict):
         with torch.device('meta'):
             backbone = MODELS.build({**backbone, 'init_cfg': None})
-    asked = tuple(backbone.out_channels)
-    if given and given != asked:
-        raise ValueError(f'in_channels={given}, but the backbone gives {asked}')
-    return asked, strides or tuple(backbone.out_strides)
+    channels = tuple(backbone.out_channels)
+    if given and given != channels:
+        raise ValueError(f'in_channels={given}, but the backbone gives {channels}')
+    return channels, strides or tuple(backbone.out_strides)
