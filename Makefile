@@ -49,11 +49,11 @@ lint: .venv/ready
 	$(INTERPRETER) -m venv --clear $(VENV)
 	$(PIP_INSTALL) "setuptools>=77.0.1,<81"
 	$(PIP_INSTALL) --no-build-isolation -e ".[det,seg,export,dev]"
-	# The hosts ask for the OpenCV with windows, which needs libraries of a desktop.
+	# mmdet and mmseg depend on opencv-python, whose windows need the libraries of a desktop.
 	$(BIN)/pip uninstall --quiet --yes opencv-python
 	$(PIP_INSTALL) opencv-python-headless
-	# yapf, which mmengine imports, writes its grammar on first use, and not atomically: two test
-	# processes that start together would read half of it.
+	# mmengine imports yapf, which caches its grammar on first import and not atomically: two test
+	# processes that start together could read half of it.
 	$(CACHE) $(BIN)/python -c "import yapf"
 	touch $@
 

@@ -22,7 +22,7 @@ setup(
     package_data={
         'mmpatch': ['py.typed', '.mim/*.yml', '.mim/**/*.py', '.mim/**/*.yml', '.mim/**/*.md']
     },
-    # No mmcv: pip would put mmcv-lite over a compiled mmcv, or the original over a fork of it.
+    # Without mmcv: pip would install mmcv-lite over a compiled mmcv, or the original over a fork.
     install_requires=[
         'torch>=2.6',
         'torchvision>=0.21',
