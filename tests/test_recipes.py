@@ -61,7 +61,8 @@ DEFAULTS = {
     'constructor': None,
     'decay_rules': None,
     'clip': None,
-    'amp': False,
+    'wrapper': 'OptimWrapper',
+    'bgr_to_rgb': True,
     'drop_path': 0.0,
     'norms': (None, None),
 }
@@ -155,7 +156,7 @@ VITDET = {
         'norm_decay_mult': 0.0,
         'custom_keys': {'pos_embed': {'decay_mult': 0.0}},
     },
-    'amp': True,
+    'wrapper': 'AmpOptimWrapper',
     'length': {'max_iters': 184_375},
     'schedule': [
         {**WARMUP, 'end': 250},
@@ -291,7 +292,8 @@ def read_recipe(cfg):
         'constructor': wrapper.get('constructor'),
         'decay_rules': wrapper.get('paramwise_cfg'),
         'clip': (wrapper.get('clip_grad') or {}).get('max_norm'),
-        'amp': wrapper['type'] == 'AmpOptimWrapper',
+        'wrapper': wrapper['type'],
+        'bgr_to_rgb': preprocessor['bgr_to_rgb'],
         'length': {key: loop[key] for key in ('max_epochs', 'max_iters') if key in loop},
         'schedule': cfg['param_scheduler'],
         'batch': (cfg['auto_scale_lr']['base_batch_size'] / per_gpu, per_gpu),
