@@ -31,7 +31,7 @@ gpu: .venv/ready
 	@$(BIN)/python -c "import sys, torch; \
 	    sys.exit(None if torch.cuda.is_available() else 'make gpu: torch finds no CUDA device')"
 	$(PYTEST) -k cuda -m 'not process'
-	$(CACHE) $(BIN)/python tools/analysis/benchmark.py
+	$(CACHE) $(BIN)/python tools/analysis/benchmark.py --device cuda
 
 lint: .venv/ready
 	$(BIN)/ruff check --no-cache .

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmpatch.compat import install
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = ['__version__', 'config_path', 'deploy', 'list_configs']
 

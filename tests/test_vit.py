@@ -77,7 +77,7 @@ def test_parameters_of_hybrids(arch, timm_name):
 
     with torch.device('meta'):
         ours = VisionTransformer(arch, out_norm=False)
-        theirs = timm.create_model(timm_name, num_classes=0)
+    theirs = timm.create_model(timm_name, num_classes=0)  # timm before 1.0.22 needs memory for it
     expected = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith('norm.'))
     assert sum(p.numel() for p in ours.parameters()) == expected
 
