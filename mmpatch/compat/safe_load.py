@@ -2,8 +2,7 @@
 
 MMEngine 0.10.7 calls ``torch.load`` without arguments, and torch then refuses MMEngine's own
 checkpoints, which hold more than tensors. For downloads MMEngine turns ``weights_only`` off, so a
-file from a server could run code. Here the types in such files are allowed by name, and everything
-else is refused.
+file from a server could run code. Here the types in such files are allowed by name, no others.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def allowed_types() -> list[Any]:
     return [HistoryBuffer, methods, argparse.Namespace, np.ndarray, np.dtype, *functions, *dtypes]
 
 
-def load_from_local(filename: str, map_location: Any) -> Any:
+def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs the name's end
     """Read a file: :func:`read_weights` as MMEngine's ``CheckpointLoader`` calls it."""
     return read_weights(Path(filename).expanduser(), map_location)
 
@@ -90,10 +89,8 @@ def download(
         raise OSError(f'{url} was not downloaded; see the error of the first rank of this machine')
     # torch.hub compares the hash of a download only, not of a file that was there before
     if sha256 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
-        raise RuntimeError(
-            f'{path} is not the file that was published at {url}: its SHA-256 does not start with '
-            f'{sha256}; delete it and load again'
-        )
+        reason = f'its SHA-256 does not start with {sha256}; delete it and load again'
+        raise RuntimeError(f'{path} is not the file that was published at {url}: {reason}')
     return path
 
 
@@ -104,9 +101,8 @@ def cached_name(url: str) -> str:
     do not tell files apart and get a hash of the URL in front.
     """
     name = os.path.basename(urlparse(url).path)
-    if re.search(r'-[0-9a-f]{8,}\.', name):
-        return name
-    return f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
+    prefix = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return name if re.search(r'-[0-9a-f]{8,}\.', name) else f'{prefix}-{name}'
 
 
 def install() -> str:
