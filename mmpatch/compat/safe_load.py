@@ -25,22 +25,6 @@ from numpy._core import multiarray
 from mmpatch.compat.weight_files import read_weights
 
 
-def allowed_types() -> list[Any]:
-    """List what a checkpoint may hold besides tensors, numbers, strings and containers.
-
-    These are the log buffers of MMEngine, the arrays and numbers in them, and the namespaces of
-    command-line options that DeiT, MAE and timm save, by the names of numpy 1 and numpy 2.
-    """
-    methods = (_get_statistic, 'builtins.getattr')  # how a log buffer pickles its own methods
-    functions = [
-        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-        for core in ('core', '_core')
-        for name in ('_reconstruct', 'scalar')
-    ]
-    dtypes = [type(np.dtype(code)) for code in ('b1', 'i4', 'i8', 'f4', 'f8')]
-    return [HistoryBuffer, methods, argparse.Namespace, np.ndarray, np.dtype, *functions, *dtypes]
-
-
 def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs the name's end
     """Read a file: :func:`read_weights` as MMEngine's ``CheckpointLoader`` calls it."""
     return read_weights(Path(filename).expanduser(), map_location)
@@ -108,10 +92,20 @@ def cached_name(url: str) -> str:
 def install() -> str:
     """Make MMEngine read checkpoints through this module, and allow the types they hold.
 
-    :func:`torch.serialization.add_safe_globals` has an effect on the whole process: every
-    ``torch.load`` with ``weights_only`` then accepts the :func:`allowed_types`, whoever calls it.
+    Besides tensors, numbers, strings and containers, these are the log buffers of MMEngine, the
+    arrays and numbers in them, and the namespaces of command-line options that DeiT, MAE and timm
+    save, by the names of numpy 1 and numpy 2. :func:`torch.serialization.add_safe_globals` has an
+    effect on the whole process: every ``torch.load`` with ``weights_only`` then accepts them.
     """
-    torch.serialization.add_safe_globals(allowed_types())
+    methods = (_get_statistic, 'builtins.getattr')  # how a log buffer pickles its own methods
+    functions = [
+        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for name in ('_reconstruct', 'scalar')
+    ]
+    types: list[Any] = [HistoryBuffer, argparse.Namespace, np.ndarray, np.dtype]
+    types += [type(np.dtype(code)) for code in ('b1', 'i4', 'i8', 'f4', 'f8')]
+    torch.serialization.add_safe_globals([methods, *functions, *types])
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
     # For torchvision://, open-mmlab:// and mmcls://, which look up a URL and call this function.
