@@ -84,7 +84,8 @@ def match_tensors(
             integers.append(f'{name} ({tensor.dtype})')
         elif (fitted := _fit_shape(name, tensor, like, model, adapt_input)) is None:
             wrong.append(f'{name}: {here} in the file, {there} in the model')
-            if name in INPUT_KERNELS and not adapt_input and here[1:2] != there[1:2]:
+            of_inputs = here[:1] == there[:1] and here[1:2] != there[1:2]
+            if name in INPUT_KERNELS and of_inputs and not adapt_input:
                 wrong[-1] += ' (adapt_input=True fits the stem to other input channels)'
         else:
             matched[name] = fitted
