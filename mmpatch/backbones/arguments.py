@@ -5,11 +5,7 @@ from typing import Any
 
 
 def per_stage(name: str, value: Any, count: int) -> list[Any]:
-    """One value for each stage from one for all or one for each.
-
-    Raises:
-        ValueError: If there are others.
-    """
+    """One value for each stage from one for all or one for each; ValueError for another number."""
     values = list(value) if isinstance(value, Sequence) else [value] * count
     if len(values) != count:
         raise ValueError(f'{name}={value} has {len(values)} entries for {count} stages')
@@ -17,29 +13,21 @@ def per_stage(name: str, value: Any, count: int) -> list[Any]:
 
 
 def per_block(name: str, value: Any, depths: Sequence[int]) -> list[Any]:
-    """One value for each block from one for all, one for each stage or one for each block.
-
-    Raises:
-        ValueError: If there are others.
-    """
-    if not isinstance(value, list | tuple):
-        return [value] * sum(depths)
-    if len(value) == len(depths):
-        return [spec for spec, depth in zip(value, depths, strict=True) for _ in range(depth)]
-    if len(value) == sum(depths):
-        return list(value)
+    """One value for each block from one for all, for each stage or for each block, likewise."""
+    blocks = sum(depths)
+    values = list(value) if isinstance(value, list | tuple) else [value] * blocks
+    if len(values) == len(depths):
+        return [spec for spec, depth in zip(values, depths, strict=True) for _ in range(depth)]
+    if len(values) == blocks:
+        return values
     raise ValueError(
-        f'{name} has {len(value)} entries; give one, {len(depths)} (one a stage) '
-        f'or {sum(depths)} (one a block)'
+        f'{name} has {len(values)} entries; give one, {len(depths)} (one a stage) '
+        f'or {blocks} (one a block)'
     )
 
 
 def increasing(name: str, what: str, indices: Sequence[int], count: int) -> tuple[int, ...]:
-    """Indices of 0..count - 1 that increase; ``what`` they index, such as 'stages'.
-
-    Raises:
-        ValueError: If they do not.
-    """
+    """Indices of 0..count - 1 that increase, or ValueError; ``what`` they index: 'stages', say."""
     given = tuple(indices)
     if any(not 0 <= i < count for i in given):
         raise ValueError(f'{name}={given} must name {what} of 0..{count - 1} ({count} {what})')

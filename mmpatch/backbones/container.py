@@ -6,23 +6,24 @@ from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.checkpoint import Layout, Published, renumber
 from mmpatch.registry import MODELS
 
+BLOCK = r'blocks([1-4])\.(\d+)'
 AUTHORS_LAYOUT = Layout(
     'allenai/container',
     r'patch_embed1\.proj\.weight',
     (
         (r'patch_embed1\.proj\.(.+)', r'stem.conv.\1'),
         (r'patch_embed1\.norm\.(.+)', r'stem.norm.\1'),
-        (r'patch_embed([234])\.proj\.(.+)', renumber(r'stages.{}.downsample.conv.\2', 1, -1)),
-        (r'patch_embed([234])\.norm\.(.+)', renumber(r'stages.{}.downsample.norm.\2', 1, -1)),
         *(
-            (rf'blocks([1-4])\.(\d+)\.{theirs}', renumber(rf'stages.{{}}.blocks.\2.{ours}', 1, -1))
+            (theirs, renumber(f'stages.{{}}.{ours}', 1, -1))
             for theirs, ours in (
-                (r'pos_embed\.(.+)', r'pos_embed.conv.\3'),
-                (r'conv1\.(.+)', r'token_mixer.qkv.\3'),
-                (r'(?:attn|conv)\.(.+)', r'token_mixer.static.conv.\3'),
-                (r'conv2\.(.+)', r'token_mixer.proj.\3'),
-                (r'sa_weight', r'token_mixer.gate'),
-                (r'((?:norm[12]|mlp\.fc[12])\..+)', r'\3'),
+                (r'patch_embed([234])\.proj\.(.+)', r'downsample.conv.\2'),
+                (r'patch_embed([234])\.norm\.(.+)', r'downsample.norm.\2'),
+                (rf'{BLOCK}\.pos_embed\.(.+)', r'blocks.\2.pos_embed.conv.\3'),
+                (rf'{BLOCK}\.conv1\.(.+)', r'blocks.\2.token_mixer.qkv.\3'),
+                (rf'{BLOCK}\.(?:attn|conv)\.(.+)', r'blocks.\2.token_mixer.static.conv.\3'),
+                (rf'{BLOCK}\.conv2\.(.+)', r'blocks.\2.token_mixer.proj.\3'),
+                (rf'{BLOCK}\.sa_weight', r'blocks.\2.token_mixer.gate'),
+                (rf'{BLOCK}\.((?:norm[12]|mlp\.fc[12])\..+)', r'blocks.\2.\3'),
             )
         ),
         (r'(norm|head)\..+', None),
@@ -31,6 +32,7 @@ AUTHORS_LAYOUT = Layout(
 STATIC_AFFINITY = {'type': 'ContextAggregation', 'dynamic': False, 'static': 'conv'}
 MIXED_AFFINITY = {'type': 'ContextAggregation', 'num_heads': 16}
 PYRAMID = {'depths': (3, 4, 8, 3), 'dims': (64, 128, 320, 512)}
+LIGHT = {**PYRAMID, 'token_mixers': (*(STATIC_AFFINITY,) * 3, MIXED_AFFINITY)}
 
 
 @MODELS.register_module()
@@ -51,15 +53,8 @@ class Container(MetaFormer):
     """
 
     ARCHS: ClassVar[dict[str, dict[str, Any]]] = {
-        'light': {
-            **PYRAMID,
-            'mlp_ratios': (8, 8, 4, 4),
-            'token_mixers': (STATIC_AFFINITY, STATIC_AFFINITY, STATIC_AFFINITY, MIXED_AFFINITY),
-        },
-        'light-paper': {
-            **PYRAMID,
-            'token_mixers': (STATIC_AFFINITY, STATIC_AFFINITY, STATIC_AFFINITY, MIXED_AFFINITY),
-        },
+        'light': {**LIGHT, 'mlp_ratios': (8, 8, 4, 4)},
+        'light-paper': LIGHT,
         'base': {**PYRAMID, 'token_mixers': MIXED_AFFINITY},
     }
     LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS_LAYOUT,)

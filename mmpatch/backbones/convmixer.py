@@ -6,6 +6,9 @@ from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.checkpoint import Layout, Published, renumber
 from mmpatch.registry import MODELS
 
+#: Parts of a block in the authors' code and here.
+PARTS = (r'0\.fn\.0', 'token_mixer.conv'), (r'0\.fn\.2', 'norm1'), ('1', 'mlp'), ('3', 'norm2')
+
 
 def _make_layout(name: str, stem: str, blocks: str, head: str, first: int = 0) -> Layout:
     """Layout by the patterns before stem and blocks, that of the head, and the first block."""
@@ -17,12 +20,7 @@ def _make_layout(name: str, stem: str, blocks: str, head: str, first: int = 0) -
             (rf'{stem}2\.(.+)', r'stem.norm.\1'),
             *(
                 (rf'{blocks}(\d+)\.{theirs}\.(.+)', renumber(rf'blocks.{{}}.{ours}.\2', 1, -first))
-                for theirs, ours in (
-                    (r'0\.fn\.0', 'token_mixer.conv'),
-                    (r'0\.fn\.2', 'norm1'),
-                    ('1', 'mlp'),
-                    ('3', 'norm2'),
-                )
+                for theirs, ours in PARTS
             ),
             (head, None),
         ),
@@ -38,21 +36,19 @@ MMPRETRAIN_LAYOUT = _make_layout('mmpretrain ConvMixer', r'stem\.', r'stages\.',
 def _list_published() -> dict[str, Published]:
     github = 'https://github.com/tmp-iclr/convmixer/releases/download/v1.0/convmixer_'
     mm = 'https://download.openmmlab.com/mmclassification/v0/convmixer/convmixer-'
-    readme = 'README of locuslab/convmixer'
     metafile = 'mmpretrain, configs/convmixer/metafile.yml'
-    table = {}
-    for arch, file, top1, mm_file in (
-        ('1536/20', '1536_20_ks9_p7', 81.37, '1536_20_3rdparty_10xb64_in1k_20220323-ea5786f3'),
-        ('768/32', '768_32_ks7_p7_relu', 80.16, '768-32_3rdparty_10xb64_in1k_20220323-bca1f7b8'),
-        ('1024/20', '1024_20_ks9_p14', 76.94, '1024-20_3rdparty_10xb64_in1k_20220323-48f8aeba'),
+    table: dict[str, Published] = {}
+    for arch, top1, file, mm_file in (
+        ('1536/20', 81.37, '1536_20_ks9_p7', '1536_20_3rdparty_10xb64_in1k_20220323-ea5786f3'),
+        ('768/32', 80.16, '768_32_ks7_p7_relu', '768-32_3rdparty_10xb64_in1k_20220323-bca1f7b8'),
+        ('1024/20', 76.94, '1024_20_ks9_p14', '1024-20_3rdparty_10xb64_in1k_20220323-48f8aeba'),
     ):
-        for suffix, url, layout, licence, source in (
-            ('', f'{github}{file}.pth.tar', AUTHORS_LAYOUT, 'MIT', readme),
-            ('_mmpretrain', f'{mm}{mm_file}.pth', MMPRETRAIN_LAYOUT, 'Apache-2.0', metafile),
-        ):
-            table[f'convmixer-{arch.replace("/", "-")}{suffix}_in1k'] = Published(
-                url, {'arch': arch}, layout.name, licence, top1, source
-            )
+        name, settings = f'convmixer-{arch.replace("/", "-")}', {'arch': arch}
+        url, source = f'{github}{file}.pth.tar', 'README of locuslab/convmixer'
+        of_authors = Published(url, settings, AUTHORS_LAYOUT.name, 'MIT', top1, source)
+        url, layout = f'{mm}{mm_file}.pth', MMPRETRAIN_LAYOUT.name
+        of_mmpretrain = Published(url, settings, layout, 'Apache-2.0', top1, metafile)
+        table |= {f'{name}_in1k': of_authors, f'{name}_mmpretrain_in1k': of_mmpretrain}
     return table
 
 
@@ -114,10 +110,7 @@ class ConvMixer(MetaFormer):
             'depths': (row['depth'] // 4,) * 4,
             'dims': row['width'],
             'strides': (patch_size or row['patch'], 1, 1, 1),
-            'token_mixers': {
-                'type': 'DepthwiseConv',
-                'kernel_size': kernel_size or row['kernel'],
-            },
+            'token_mixers': {'type': 'DepthwiseConv', 'kernel_size': kernel_size or row['kernel']},
             'stem': {'act': act, 'norm': norm_cfg},
             'block': 'ConvMixerBlock',
             'block_args': {'residual': residual},

@@ -21,20 +21,15 @@ def _drop_classifier_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 # network.0, 2, 4, 6 are the stages, network.1, 3, 5 the downsampling before the next stage.
+STAGE = r'network\.([0246])\.(\d+)'
 AUTHORS_LAYOUT = Layout(
     'sail-sg/poolformer',
     r'network\.0\.0\..+',
     (
         (r'patch_embed\.proj\.(.+)', r'stem.conv.\1'),
         (r'network\.([135])\.proj\.(.+)', renumber(r'stages.{}.downsample.conv.\2', 2, 1)),
-        (
-            r'network\.([0246])\.(\d+)\.layer_scale_([12])',
-            renumber(r'stages.{}.blocks.\2.layer_scale\3.scale', 2),
-        ),
-        (
-            r'network\.([0246])\.(\d+)\.((?:norm[12]|mlp\.fc[12])\..+)',
-            renumber(r'stages.{}.blocks.\2.\3', 2),
-        ),
+        (rf'{STAGE}\.layer_scale_([12])', renumber(r'stages.{}.blocks.\2.layer_scale\3.scale', 2)),
+        (rf'{STAGE}\.((norm[12]|mlp\.fc[12])\..+)', renumber(r'stages.{}.blocks.\2.\3', 2)),
         (r'norm([0246])\.(.+)', renumber(r'out_norms.{}.\2', 2)),
         (r'(norm|head)\.(weight|bias)', None),
     ),
@@ -60,7 +55,7 @@ def _list_published() -> dict[str, Published]:
     sail = 'https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_'
     mm = 'https://download.openmmlab.com/mmclassification/v0/poolformer/poolformer-'
     face = 'https://huggingface.co/'
-    paper = 'arXiv 2111.11418, Table 2'
+    paper, mm_source = 'arXiv 2111.11418, Table 2', 'mmpretrain, configs/poolformer/metafile.yml'
     table = {}
     for arch, top1, mm_top1, mm_hash, timm_top1 in (
         ('s12', 77.2, 77.24, 'f8d83051', 77.238),
@@ -70,7 +65,6 @@ def _list_published() -> dict[str, Published]:
         ('m48', 82.5, 82.51, '9378f3eb', 82.462),
     ):
         mm_url = f'{mm}{arch}_3rdparty_32xb128_in1k_20220414-{mm_hash}.pth'
-        mm_source = 'mmpretrain, configs/poolformer/metafile.yml'
         timm_url = f'{face}timm/poolformer_{arch}.sail_in1k/resolve/main/model.safetensors'
         face_url = f'{face}sail/poolformer_{arch}/resolve/main/pytorch_model.bin'
         for suffix, url, layout, accuracy, source in (

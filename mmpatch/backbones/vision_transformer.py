@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -15,9 +16,8 @@ TIMM_LAYOUT = Layout(
     'timm, DeiT or MAE ViT',
     r'blocks\.0\.attn\.qkv\.weight',
     (
-        (r'positions\..+', r'\g<0>'),
+        (r'positions\..+|blocks\.\d+\.(norm[12]|mlp\.fc[12])\..+', r'\g<0>'),
         (r'patch_embed\.proj\.(.+)', r'stem.conv.\1'),
-        (r'blocks\.(\d+)\.(norm[12]\..+|mlp\.fc[12]\..+)', r'\g<0>'),
         (r'blocks\.(\d+)\.attn\.((?:qkv|proj)\..+)', r'blocks.\1.token_mixer.\2'),
         (r'blocks\.(\d+)\.attn\.rel_pos_([hw])', r'blocks.\1.token_mixer.rel_pos.\2'),
         (r'blocks\.(\d+)\.ls([12])\.gamma', r'blocks.\1.layer_scale\2.scale'),
@@ -30,8 +30,17 @@ TIMM_LAYOUT = Layout(
     ),
     split_positions,
 )
+
+
+def _name_unit(match: re.Match[str]) -> str:
+    """Name a part of a bottleneck, which JAX counts from 1."""
+    stage, unit, layer, number, rest = match.groups()
+    layer = layer.replace('gn', 'norm')
+    layer = f'downsample.{layer}' if number == '_proj' else layer + number
+    return f'stem.stages.{int(stage) - 1}.{int(unit) - 1}.{layer}.{rest}'
+
+
 BLOCK, ATTENTION = r'Transformer/encoderblock_(\d+)', 'MultiHeadDotProductAttention_[01]'
-UNIT = r'block(\d)/unit(\d)'
 GOOGLE_LAYOUT = Layout(
     'google-research ViT',
     r'.*Transformer/encoderblock(_0)?/LayerNorm_0/scale',
@@ -46,10 +55,7 @@ GOOGLE_LAYOUT = Layout(
         (rf'{BLOCK}/MlpBlock_[03]/Dense_1/(.+)', r'blocks.\1.mlp.fc2.\2'),
         (r'conv_root/(.+)', r'stem.root.\1'),
         (r'gn_root/(.+)', r'stem.root_norm.\1'),
-        (rf'{UNIT}/conv([123])/(.+)', lambda match: _name_unit(match, f'conv{match[3]}')),
-        (rf'{UNIT}/gn([123])/(.+)', lambda match: _name_unit(match, f'norm{match[3]}')),
-        (rf'{UNIT}/(conv)_proj/(.+)', lambda match: _name_unit(match, 'downsample.conv')),
-        (rf'{UNIT}/(gn)_proj/(.+)', lambda match: _name_unit(match, 'downsample.norm')),
+        (r'block(\d)/unit(\d)/(conv|gn)([123]|_proj)/(.+)', _name_unit),
         (r'(Transformer/encoder_norm|head|pre_logits)/(weight|bias)', None),
     ),
     convert_arrays,
@@ -61,50 +67,41 @@ MM_LAYOUT = Layout(
         (r'positions\..+', r'\g<0>'),
         (r'patch_embed\.projection\.(.+)', r'stem.conv.\1'),
         (r'layers\.(\d+)\.ln([12])\.(.+)', r'blocks.\1.norm\2.\3'),
-        (r'layers\.(\d+)\.attn\.((?:qkv|proj)\..+)', r'blocks.\1.token_mixer.\2'),
-        (r'layers\.(\d+)\.attn\.attn\.in_proj_(weight|bias)', r'blocks.\1.token_mixer.qkv.\2'),
-        (r'layers\.(\d+)\.attn\.attn\.out_proj\.(.+)', r'blocks.\1.token_mixer.proj.\2'),
+        (r'layers\.(\d+)\.attn\.(?:qkv\.|attn\.in_proj_)(.+)', r'blocks.\1.token_mixer.qkv.\2'),
+        (r'layers\.(\d+)\.attn\.(?:attn\.out_)?proj\.(.+)', r'blocks.\1.token_mixer.proj.\2'),
         (r'layers\.(\d+)\.ffn\.layers\.0\.0\.(.+)', r'blocks.\1.mlp.fc1.\2'),
         (r'layers\.(\d+)\.ffn\.layers\.1\.(.+)', r'blocks.\1.mlp.fc2.\2'),
-        (r'ln1\.(weight|bias)', None),
-        (r'head\..+', None),
+        (r'ln1\.(weight|bias)|head\..+', None),
     ),
     add_patch_bias,
 )
 
 
-def _name_unit(match: re.Match[str], part: str) -> str:
-    """Name a part of a bottleneck, which JAX counts from 1."""
-    return f'stem.stages.{int(match[1]) - 1}.{int(match[2]) - 1}.{part}.{match[4]}'
-
-
 def _list_published() -> dict[str, Published]:
     meta = 'https://dl.fbaipublicfiles.com/'
     google = 'https://storage.googleapis.com/vit_models/augreg/'
+    github = 'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
     timm, apache = TIMM_LAYOUT.name, 'Apache-2.0'
     table = {}
-    for arch, file, top1 in (
-        ('tiny', 'tiny_patch16_224-a1311bcf', 72.2),
-        ('small', 'small_patch16_224-cd65a155', 79.9),
-        ('base', 'base_patch16_224-b5f2ef4d', 81.8),
-        ('tiny', 'tiny_distilled_patch16_224-b40b3cf7', 74.5),
-        ('small', 'small_distilled_patch16_224-649709d9', 81.2),
-        ('base', 'base_distilled_patch16_224-df68dfff', 83.4),
-        ('base', 'base_patch16_384-8de9b5d1', 82.9),
-        ('base', 'base_distilled_patch16_384-d0272ac0', 85.2),
+    for file, top1 in (
+        ('tiny_patch16_224-a1311bcf', 72.2),
+        ('small_patch16_224-cd65a155', 79.9),
+        ('base_patch16_224-b5f2ef4d', 81.8),
+        ('tiny_distilled_patch16_224-b40b3cf7', 74.5),
+        ('small_distilled_patch16_224-649709d9', 81.2),
+        ('base_distilled_patch16_224-df68dfff', 83.4),
+        ('base_patch16_384-8de9b5d1', 82.9),
+        ('base_distilled_patch16_384-d0272ac0', 85.2),
     ):
         url, source = f'{meta}deit/deit_{file}.pth', 'README_deit.md of facebookresearch/deit'
-        size = int(file.split('-')[0][-3:])
-        name = arch + '-distilled' * ('distilled' in file) + '-384' * (size == 384)
-        settings = {'arch': arch, 'distilled': 'distilled' in file, 'pretrain_img_size': size}
+        arch, distilled, size = file.split('_')[0], 'distilled' in file, int(file[-12:-9])
+        name = arch + '-distilled' * distilled + '-384' * (size == 384)
+        settings = {'arch': arch, 'distilled': distilled, 'pretrain_img_size': size}
         table[f'deit-{name}_in1k'] = Published(url, settings, timm, apache, top1, source)
     for arch in ('base', 'large', 'huge'):
-        url, source = (
-            f'{meta}mae/pretrain/mae_pretrain_vit_{arch}.pth',
-            'README of facebookresearch/mae',
-        )
-        entry = Published(url, {'arch': arch}, timm, 'CC-BY-NC-4.0', None, source)
-        table[f'mae-{arch}_in1k'] = entry
+        url = f'{meta}mae/pretrain/mae_pretrain_vit_{arch}.pth'
+        licence, source = 'CC-BY-NC-4.0', 'README of facebookresearch/mae'
+        table[f'mae-{arch}_in1k'] = Published(url, {'arch': arch}, timm, licence, None, source)
     for arch, patch, file in (
         ('tiny', 16, 'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'),
         ('small', 16, 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'),
@@ -117,17 +114,13 @@ def _list_published() -> dict[str, Published]:
         ('small-r26-s32', None, 'R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0'),
         ('large-r50-s32', None, 'R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0'),
     ):
-        name, url, source = f'vit-{arch}', f'{google}{file}.npz', 'arXiv 2106.10270'
+        url, layout, source = f'{google}{file}.npz', GOOGLE_LAYOUT.name, 'arXiv 2106.10270'
         settings = {'arch': arch, 'patch_size': patch}
-        table[f'{name}-p{patch}_in21k' if patch else f'{name}_in21k'] = Published(
-            url, settings, GOOGLE_LAYOUT.name, apache, None, source, HALF_STATS
-        )
-    github = 'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
-    url, source = (
-        f'{github}jx_vit_base_resnet50_384-9fd3c705.pth',
-        'timm, vision_transformer_hybrid.py',
-    )
+        entry = Published(url, settings, layout, apache, None, source, HALF_STATS)
+        table[f'vit-{arch}-p{patch}_in21k' if patch else f'vit-{arch}_in21k'] = entry
+    url = f'{github}jx_vit_base_resnet50_384-9fd3c705.pth'
     settings = {'arch': 'base-r50-s16', 'pretrain_img_size': 384}
+    source = 'timm, vision_transformer_hybrid.py'
     entry = Published(url, settings, timm, apache, None, source, HALF_STATS)
     return table | {'vit-base-r50-s16_in1k': entry}
 
@@ -208,30 +201,23 @@ class VisionTransformer(MetaFormer):
         depths = kwargs.get('depths', (row['depth'] // 4,) * 4)
         count = sum(depths)
         if global_blocks is None:
-            global_blocks = [sum(depths[: i + 1]) - 1 for i in range(len(depths))]
+            global_blocks = [end - 1 for end in accumulate(depths)]
         elif any(not 0 <= i < count for i in global_blocks):
-            raise ValueError(
-                f'VisionTransformer: global_blocks={tuple(global_blocks)} must name blocks of '
-                f'0..{count - 1}'
-            )
+            given = f'VisionTransformer: global_blocks={tuple(global_blocks)}'
+            raise ValueError(f'{given} must name blocks of 0..{count - 1}')
         attention = {'type': 'Attention', 'num_heads': row['heads'], 'qkv_bias': qkv_bias}
-        everywhere, windowed = dict(attention), dict(attention)
+        windowed = {'type': 'Windowed', 'mixer': attention, 'window_size': window_size}
         if rel_pos:
-            everywhere['rel_pos_size'] = _get_grid(img_size or pretrain_img_size, patch)
-            windowed['rel_pos_size'] = window_size
-        mixers = [
-            everywhere
-            if window_size is None or i in global_blocks
-            else {'type': 'Windowed', 'mixer': windowed, 'window_size': window_size}
-            for i in range(count)
-        ]
-        hybrid = row['resnet'] is not None
+            windowed['mixer'] = attention | {'rel_pos_size': window_size}
+            attention |= {'rel_pos_size': _get_grid(img_size or pretrain_img_size, patch)}
+        unwindowed = range(count) if window_size is None else global_blocks
+        resnet = {'type': 'ResNetStem', 'depths': row['resnet']}
         settings = {
             'depths': depths,
             'dims': row['width'],
             'strides': (patch, *(1,) * (len(depths) - 1)),
-            'token_mixers': mixers,
-            'stem': {'type': 'ResNetStem', 'depths': row['resnet']} if hybrid else None,
+            'token_mixers': [attention if i in unwindowed else windowed for i in range(count)],
+            'stem': None if row['resnet'] is None else resnet,
             'norm_cfg': {'type': 'LN2d', 'eps': 1e-6},
             'positions': {
                 'grid': _get_grid(pretrain_img_size, patch),

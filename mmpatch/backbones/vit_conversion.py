@@ -8,6 +8,8 @@ from torch import Tensor
 
 from mmpatch.checkpoint.layout import Grid, Tensors
 
+NAMES = {'cls': 'cls_token', 'pos_embedding': 'pos_embed'}
+
 
 def split_positions(tensors: Tensors, grid: Grid = None) -> Tensors:
     """Separate the positions of the grid from those of the tokens, which come first.
@@ -60,7 +62,7 @@ def convert_arrays(arrays: Tensors, grid: Grid = None) -> Tensors:
     """
     tensors: Tensors = {}
     for key, value in arrays.items():
-        name = re.sub(r'^(opt/target/|params/(img/)?)', '', key)
+        name = re.sub(r'^(opt/target/|params/(img/)?)?(Transformer/posembed_input/)?', '', key)
         name = re.sub(r'/(kernel|scale)$', '/weight', NAMES.get(name, name))
         stacked = 'encoderblock/' in name
         for i, part in enumerate(value if stacked else [value]):
@@ -71,13 +73,6 @@ def convert_arrays(arrays: Tensors, grid: Grid = None) -> Tensors:
         if all(part in tensors for part in parts):
             tensors[query.replace('/query/', '/qkv/')] = torch.cat([tensors.pop(p) for p in parts])
     return split_positions(tensors, grid)
-
-
-NAMES = {
-    'cls': 'cls_token',
-    'pos_embedding': 'pos_embed',
-    'Transformer/posembed_input/pos_embedding': 'pos_embed',
-}
 
 
 def _reshape(name: str, key: str, array: Tensor) -> Tensor:

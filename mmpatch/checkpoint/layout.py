@@ -11,7 +11,7 @@ from mmpatch.checkpoint.published import list_families
 Target = str | Callable[[re.Match[str]], str] | None
 Tensors = dict[str, Tensor]
 #: Rows and columns of a model's positions; None for a model without.
-Grid = tuple[int, int] | None
+Grid = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ class Layout:
     prepare_classifier: Callable[[Tensors], Tensors] | None = None
 
     def convert(self, tensors: Tensors, grid: Grid = None) -> Tensors:
-        """Apply ``prepare``, if there is one.
-
-        Raises:
-            ValueError: If the tensors have wrong shapes.
-        """
+        """Apply ``prepare``, if there is one; ValueError if the tensors have wrong shapes."""
         try:
             return self.prepare(tensors, grid) if self.prepare else tensors
         except (RuntimeError, LookupError) as error:
@@ -51,19 +47,14 @@ class Layout:
     def rename(self, key: str) -> str | None:
         """New name of a key; None if a rule drops it, '' if no rule matches."""
         for pattern, target in self.rules:
-            match = re.fullmatch(pattern, key)
-            if match:
+            if match := re.fullmatch(pattern, key):
                 return match.expand(target) if isinstance(target, str) else target and target(match)
         return ''
 
 
 def renumber(template: str, divide: int = 1, shift: int = 0) -> Callable[[re.Match[str]], str]:
     """Target of a rule whose ``{}`` is the first group, a number: shifted, then divided."""
-
-    def target(match: re.Match[str]) -> str:
-        return match.expand(template.format((int(match[1]) + shift) // divide))
-
-    return target
+    return lambda match: match.expand(template.format((int(match[1]) + shift) // divide))
 
 
 #: State dicts of this package, and of timm's MetaFormer, which uses the same names.
@@ -81,7 +72,5 @@ def list_layouts() -> list[Layout]:
 
 def find_layout(tensors: Tensors) -> Layout | None:
     """The layout that the keys are of; None if it is unknown."""
-    for layout in list_layouts():
-        if any(re.fullmatch(layout.marker, key) for key in tensors):
-            return layout
-    return None
+    found = (x for x in list_layouts() if any(re.fullmatch(x.marker, key) for key in tensors))
+    return next(found, None)

@@ -11,7 +11,7 @@ from mmengine.model import PretrainedInit, initialize
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, find_layout, list_layouts
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, Tensors, find_layout, list_layouts
 from mmpatch.checkpoint.match import NOT_FINITE, Report, join_names, match_tensors
 from mmpatch.checkpoint.published import SCHEME, find_published, list_families, list_published
 from mmpatch.compat.safe_load import download
@@ -54,9 +54,13 @@ def load_pretrained(
             message lists the culprits.
     """
     source = os.fspath(checkpoint)
+    family: Any = type(model)
     tensors, report = unwrap(read_checkpoint(source), source, prefix)
     layout = detect_layout(tensors, source)
-    _check_family(type(model), layout, source)
+    if family.LAYOUTS and layout not in (METAFORMER_LAYOUT, *family.LAYOUTS):
+        owner = next(cls.__name__ for cls in list_families() if layout in cls.LAYOUTS)
+        held = f'{source} holds a {owner} ({layout.name} layout)'
+        raise ValueError(f'{held}, the model is a {family.__name__}')
     model.load_state_dict(fit_tensors(tensors, layout, model, report, adapt_input), strict=False)
     print_log(str(report), logger='current')
     return report
@@ -77,17 +81,13 @@ def load_init_cfg(model: Any) -> bool:
     others: list[dict[str, Any]] = []
     for cfg in [cfgs] if isinstance(cfgs, dict | str) else cfgs:
         if not isinstance(cfg, dict):
-            raise TypeError(
-                f"{name}: init_cfg={cfg!r} is no dict; write init_cfg=dict(type='Pretrained', "
-                f'checkpoint={cfg!r})'
-            )
+            right = f"init_cfg=dict(type='Pretrained', checkpoint={cfg!r})"
+            raise TypeError(f'{name}: init_cfg={cfg!r} is no dict; write {right}')
         is_file = cfg.get('type') in ('Pretrained', PretrainedInit)
         (pretrained if is_file else others).append(cfg)
         if is_file and not cfg.get('checkpoint'):
-            raise ValueError(
-                f"{name}: init_cfg=dict(type='Pretrained') names no file; add "
-                "checkpoint='mmpatch://NAME', a URL or a path"
-            )
+            remedy = "names no file; add checkpoint='mmpatch://NAME', a URL or a path"
+            raise ValueError(f"{name}: init_cfg=dict(type='Pretrained') {remedy}")
     if pretrained and not model.is_init:
         initialize(model, others)
         for cfg in pretrained:
@@ -97,14 +97,7 @@ def load_init_cfg(model: Any) -> bool:
 
 
 def read_checkpoint(source: str) -> Any:
-    """Content of ``mmpatch://NAME``, a URL, a path, or what else MMEngine loads from.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        OSError: If it cannot be downloaded.
-        RuntimeError: If it is damaged, no checkpoint or not the published file.
-        ValueError: If no published file has the name.
-    """
+    """Content of ``mmpatch://NAME``, a URL, a path, or what else MMEngine loads from."""
     if source.startswith(SCHEME):
         entry = find_published(source)
         return read_weights(download(entry.url, sha256=entry.sha256))
@@ -113,15 +106,8 @@ def read_checkpoint(source: str) -> Any:
     return CheckpointLoader.load_checkpoint(source, 'cpu')
 
 
-def unwrap(content: Any, source: str, prefix: str = '') -> tuple[dict[str, Tensor], Report]:
-    """Take the tensors of the backbone out of a file, without the prefixes of their keys.
-
-    Returns:
-        The tensors, and a report that says what else the file holds.
-
-    Raises:
-        ValueError: If there are no tensors, none with the prefix, or some that cannot be weights.
-    """
+def unwrap(content: Any, source: str, prefix: str = '') -> tuple[Tensors, Report]:
+    """Tensors of the backbone without the prefixes of their keys, and a report on the others."""
     report = Report(source)
     while entries := _list_entries(content):
         named = (entry for entry in entries if prefix.startswith(f'{entry}.'))
@@ -132,18 +118,16 @@ def unwrap(content: Any, source: str, prefix: str = '') -> tuple[dict[str, Tenso
         report.entry, report.other_entries = entry, list(entries)
         if not any(str(key).startswith(prefix) for key in content):
             prefix = prefix.removeprefix(f'{entry}.')
-    tensors = content if isinstance(content, dict) else {}
-    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    items = content.items() if isinstance(content, dict) else ()
+    tensors = {key: value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         choice = f"; choose an entry with prefix='{next(iter(entries))}.'" if entries else ''
         raise ValueError(f'{source} holds no tensors{choice}')
     if wrong := [repr(key) for key in tensors if not isinstance(key, str)]:
         raise ValueError(f'{source} has keys that are no strings: {join_names(wrong)}')
     if prefix and not any(key.removeprefix('module.').startswith(prefix) for key in tensors):
-        raise ValueError(
-            f'{source} has no key that starts with {prefix!r}; its keys are such as '
-            f'{join_names(list(tensors))}'
-        )
+        keys = f'its keys are such as {join_names(list(tensors))}'
+        raise ValueError(f'{source} has no key that starts with {prefix!r}; {keys}')
     for start in ('module.', prefix) if prefix else PREFIXES:
         if any(key.startswith(start) for key in tensors):
             report.dropped += (key for key in tensors if not key.startswith(start))
@@ -153,34 +137,18 @@ def unwrap(content: Any, source: str, prefix: str = '') -> tuple[dict[str, Tenso
     return tensors, report
 
 
-def detect_layout(tensors: dict[str, Tensor], source: str) -> Layout:
-    """Layout that the keys are of.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    layout = find_layout(tensors)
-    if layout is None:
-        raise ValueError(
-            f'{source}: unknown layout, with keys such as {join_names(list(tensors))}; '
-            f'known are {[layout.name for layout in list_layouts()]}'
-        )
-    return layout
+def detect_layout(tensors: Tensors, source: str) -> Layout:
+    """Layout that the keys are of; ValueError if it is unknown."""
+    if layout := find_layout(tensors):
+        return layout
+    known, keys = [layout.name for layout in list_layouts()], join_names(list(tensors))
+    raise ValueError(f'{source}: unknown layout, with keys such as {keys}; known are {known}')
 
 
 def fit_tensors(
-    tensors: dict[str, Tensor],
-    layout: Layout,
-    model: Any,
-    report: Report,
-    adapt_input: bool = False,
-) -> dict[str, Tensor]:
-    """:func:`match_tensors`, with an error if anything does not fit.
-
-    Raises:
-        ValueError: If anything does not fit. The message lists the culprits and, if there is one,
-            the arch that fits.
-    """
+    tensors: Tensors, layout: Layout, model: Any, report: Report, adapt_input: bool = False
+) -> Tensors:
+    """:func:`match_tensors`; if not all fit, ValueError with culprits and the arch that fits."""
     where = f'{report.source} ({layout.name} layout)'
     try:
         fitting, problems = match_tensors(tensors, layout, model, report, adapt_input)
@@ -196,32 +164,19 @@ def fit_tensors(
     return fitting
 
 
-def find_arch(family: Any, tensors: dict[str, Tensor], layout: Layout) -> dict[str, Any] | None:
-    """Arguments of the network of a family that a file fits without resampling; None if none does.
-
-    Raises:
-        ValueError: If the tensors cannot be prepared.
-    """
+def find_arch(family: Any, tensors: Tensors, layout: Layout) -> dict[str, Any] | None:
+    """Arguments with which a family fits a file without resampling; None if there are none."""
     named = {layout.rename(key): tensor for key, tensor in layout.convert(tensors).items()}
     for arch in family.ARCHS:
-        report = Report('')
         with suppress(ValueError, LookupError):
             settings = {'arch': arch, **family.infer_settings(arch, named)}
             with torch.device('meta'):
                 model = family(**settings)
+            report = Report('')
             _, problems = match_tensors(tensors, layout, model, report)
             if not report.resampled and set(problems) <= {NOT_FINITE}:
                 return settings
     return None
-
-
-def _check_family(family: Any, layout: Layout, source: str) -> None:
-    if layout is METAFORMER_LAYOUT or not family.LAYOUTS or layout in family.LAYOUTS:
-        return
-    owner = next(cls.__name__ for cls in list_families() if layout in cls.LAYOUTS)
-    raise ValueError(
-        f'{source} holds a {owner} ({layout.name} layout), the model is a {family.__name__}'
-    )
 
 
 def _list_entries(content: Any) -> dict[str, dict[str, Any]]:
@@ -238,7 +193,7 @@ def _find_fault(tensor: Tensor) -> str | None:
     """Why a tensor cannot be a weight, found without a look at its numbers."""
     if tensor.is_meta:
         return 'on the meta device, without numbers'
-    if tensor.layout is not torch.strided or tensor.is_nested:
+    if tensor.is_nested or tensor.layout is not torch.strided:
         return 'nested' if tensor.is_nested else f'{tensor.layout}'
     if tensor.is_quantized or (tensor.is_floating_point() and tensor.element_size() == 1):
         return f'{tensor.dtype}'

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Grid, Layout, find_layout
+from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, Tensors, find_layout
 from mmpatch.layers import resample_patch_embed
 
 #: Parts of the names of parameters that no published classifier has: they keep their values.
@@ -56,12 +56,8 @@ class Report:
 
 
 def match_tensors(
-    tensors: dict[str, Tensor],
-    layout: Layout,
-    model: Any,
-    report: Report,
-    adapt_input: bool = False,
-) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    tensors: Tensors, layout: Layout, model: Any, report: Report, adapt_input: bool = False
+) -> tuple[Tensors, dict[str, list[str]]]:
     """Name and shape the tensors of a file as a model's, and complete the report.
 
     Returns:
@@ -69,15 +65,12 @@ def match_tensors(
     """
     wanted = model.state_dict()
     report.layout = layout.name
-    matched: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    surplus, wrong, integers = [], [], []
-    inputs = False
+    matched: Tensors = {}
+    unknown, surplus, wrong, integers = (list[str]() for _ in range(4))
     found = set()
     if layout.prepare_classifier:
         tensors = layout.prepare_classifier(tensors)
-    prepared = layout.convert(tensors, _get_grid(model))
-    for key, name, tensor in _place(prepared, layout, model, wanted):
+    for key, name, tensor in _place(tensors, layout, model, wanted):
         if not name:
             (report.dropped if name is None else unknown).append(key)
             continue
@@ -85,22 +78,19 @@ def match_tensors(
         if name not in wanted or name in matched:
             surplus.append(key)
             continue
-        if wanted[name].is_floating_point() and not (
-            tensor.is_floating_point() or tensor.is_complex()
-        ):
+        like, is_weight = wanted[name], tensor.is_floating_point() or tensor.is_complex()
+        here, there = tuple(tensor.shape), tuple(like.shape)
+        if like.is_floating_point() and not is_weight:
             integers.append(f'{name} ({tensor.dtype})')
-            continue
-        fitted = _fit_shape(name, tensor, wanted[name], model, adapt_input)
-        here, there = tuple(tensor.shape), tuple(wanted[name].shape)
-        if fitted is None:
+        elif (fitted := _fit_shape(name, tensor, like, model, adapt_input)) is None:
             wrong.append(f'{name}: {here} in the file, {there} in the model')
-            inputs |= name in INPUT_KERNELS and not adapt_input and here[1:2] != there[1:2]
-            continue
-        if not _is_alike(tensor, fitted):
-            report.resampled.append(f'{name} {here} -> {there}')
-        matched[name] = fitted
-    if inputs and len(wrong) == 1:
-        wrong.append('(adapt_input=True fits the stem to other input channels)')
+            of_inputs = here[:1] == there[:1] and here[1:2] != there[1:2]
+            if name in INPUT_KERNELS and of_inputs and not adapt_input:
+                wrong[-1] += ' (adapt_input=True fits the stem to other input channels)'
+        else:
+            matched[name] = fitted
+            if not _is_alike(tensor, fitted):
+                report.resampled.append(f'{name} {here} -> {there}')
     report.matched = list(matched)
     absent = [name for name in wanted if name not in found]
     report.new = [name for name in absent if any(part in name for part in NEW_PARTS)]
@@ -115,7 +105,7 @@ def match_tensors(
     return matched, {what: names for what, names in problems.items() if names}
 
 
-def rename_in_place(model: Any, state_dict: dict[str, Tensor], prefix: str) -> None:
+def rename_in_place(model: Any, state_dict: Tensors, prefix: str) -> None:
     """Rename a backbone's part of a state dict from a published layout to this package's names.
 
     Detectors and segmentors that other code trained then load as they are. Keys that no rule
@@ -130,12 +120,12 @@ def rename_in_place(model: Any, state_dict: dict[str, Tensor], prefix: str) -> N
         return
     wanted = model.state_dict()
     try:
-        prepared = layout.convert(part, _get_grid(model))
+        placed = list(_place(part, layout, model, wanted))
     except ValueError as error:
         raise ValueError(f'{prefix}* ({layout.name} layout): {error}') from None
     for key in part:
         del state_dict[prefix + key]
-    for key, name, tensor in _place(prepared, layout, model, wanted):
+    for key, name, tensor in placed:
         if name is not None:
             like = wanted.get(name)
             fitted = None if like is None else _fit_shape(name, tensor, like, model, False)
@@ -149,29 +139,21 @@ def join_names(names: Sequence[str], limit: int = 8) -> str:
 
 
 def _place(
-    tensors: dict[str, Tensor], layout: Layout, model: Any, wanted: dict[str, Tensor]
+    tensors: Tensors, layout: Layout, model: Any, wanted: Tensors
 ) -> Iterator[tuple[str, str | None, Tensor]]:
     """Yield keys, names in the model and tensors: None for a dropped one, '' for an unknown key."""
-    for key, tensor in tensors.items():
+    grid = None if model.positions is None else tuple(model.positions.pos_embed.shape[2:])
+    blocks = [f'stages.{i}.blocks.{j}.' for i, n in enumerate(model.depths) for j in range(n)]
+    for key, tensor in layout.convert(tensors, grid).items():
         name = layout.rename(key)
-        if name and name.startswith('blocks.'):
-            name = _place_block(name, model.depths)
+        if name and name.startswith('blocks.'):  # counted through all stages
+            _, number, rest = name.split('.', 2)
+            name = blocks[int(number)] + rest if int(number) < len(blocks) else ''
         if name and name not in wanted:
             # the patch embedding of a hybrid, and mixers inside windows
             for part, inside in (('stem.', 'stem.proj.'), ('.token_mixer.', '.token_mixer.mixer.')):
                 name = name.replace(part, inside) if name.replace(part, inside) in wanted else name
         yield key, None if name and _is_left_out(model, name) else name, tensor
-
-
-def _place_block(name: str, depths: Sequence[int]) -> str:
-    """Count ``blocks.N.`` through the stages; '' if the model has fewer blocks."""
-    _, number, rest = name.split('.', 2)
-    block = int(number)
-    for stage, depth in enumerate(depths):
-        if block < depth:
-            return f'stages.{stage}.blocks.{block}.{rest}'
-        block -= depth
-    return ''
 
 
 def _is_left_out(model: Any, name: str) -> bool:
@@ -181,8 +163,8 @@ def _is_left_out(model: Any, name: str) -> bool:
         return parts[1] not in model.out_norms
     if parts[0] == 'positions' and parts[1].startswith('cls_'):
         return model.positions is not None and not model.positions.num_tokens
-    built, depths = len(model.stages), len(model.depths)
-    return parts[0] == 'stages' and parts[1] in map(str, range(built, depths))
+    left_out = map(str, range(len(model.stages), len(model.depths)))
+    return parts[0] == 'stages' and parts[1] in left_out
 
 
 def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool) -> Tensor | None:
@@ -190,7 +172,11 @@ def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool)
     if _is_alike(tensor, like):
         return tensor.reshape(like.shape)  # a linear map as a 1x1 convolution, or the reverse
     if adapt and name in INPUT_KERNELS and tensor.ndim == 4 and tensor.shape[1] != like.shape[1]:
-        tensor = _adapt_inputs(tensor, like.shape[1])
+        count, channels = tensor.shape[1], like.shape[1]
+        if channels == 1:
+            tensor = tensor.sum(1, keepdim=True)
+        else:
+            tensor = tensor[:, [i % count for i in range(channels)]] * (count / channels)
     if tensor.ndim != like.ndim or tensor.shape == like.shape:
         return tensor if tensor.shape == like.shape else None
     if name in PATCH_KERNELS:
@@ -199,13 +185,8 @@ def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool)
         if of_patches and tensor.shape[:2] == like.shape[:2] and max(tensor.shape[2:]) <= MAX_PATCH:
             tensor = resample_patch_embed(tensor, list(like.shape[2:]))
     elif name == 'positions.pos_embed' and tensor.shape[:2] == like.shape[:2]:
-        tensor = F.interpolate(
-            tensor.float(),
-            size=like.shape[2:],
-            mode='bicubic',
-            align_corners=False,
-            antialias=model.positions.antialias,
-        )
+        antialias, size = model.positions.antialias, like.shape[2:]
+        tensor = F.interpolate(tensor.float(), size, mode='bicubic', antialias=antialias)
     elif '.rel_pos.' in name and tensor.shape[1:] == like.shape[1:]:
         tensor = F.interpolate(tensor.float().T[None], size=len(like), mode='linear')[0].T
     return tensor if tensor.shape == like.shape else None
@@ -214,19 +195,3 @@ def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool)
 def _is_alike(a: Tensor, b: Tensor) -> bool:
     """Whether two shapes differ in nothing but ones."""
     return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]
-
-
-def _get_grid(model: Any) -> Grid:
-    if model.positions is None:
-        return None
-    height, width = model.positions.pos_embed.shape[2:]
-    return height, width
-
-
-def _adapt_inputs(kernel: Tensor, channels: int) -> Tensor:
-    """Turn a kernel (O, I, h, w) into one for another number of input channels."""
-    if channels == 1:
-        return kernel.sum(1, keepdim=True)
-    count = kernel.shape[1]
-    times = -(-channels // count)
-    return kernel.repeat(1, times, 1, 1)[:, :channels] * (count / channels)

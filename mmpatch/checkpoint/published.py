@@ -63,21 +63,13 @@ def list_published() -> dict[str, Published]:
 
 
 def find_published(source: str) -> Published:
-    """The file of a name with ``mmpatch://``.
-
-    Raises:
-        ValueError: If there is no such name, or no direct link to the file.
-    """
+    """The file of a name with ``mmpatch://``; ValueError if there is no such name or no link."""
     table, name = list_published(), source.removeprefix(SCHEME)
     if name not in table:
         near = ', '.join(get_close_matches(name, table, cutoff=0.3)) or 'none is similar'
-        raise ValueError(
-            f'{source}: no published file of that name; nearest: {near}. '
-            f'mmpatch.checkpoint.PUBLISHED lists all {len(table)}'
-        )
+        lists = f'mmpatch.checkpoint.PUBLISHED lists all {len(table)}'
+        raise ValueError(f'{source}: no published file of that name; nearest: {near}. {lists}')
     if not table[name].direct:
-        raise ValueError(
-            f'{source}: its publisher offers no direct link; fetch {table[name].url} with a '
-            'browser and give the path of the file'
-        )
+        remedy = f'fetch {table[name].url} with a browser and give the path of the file'
+        raise ValueError(f'{source}: its publisher offers no direct link; {remedy}')
     return table[name]

@@ -28,8 +28,7 @@ class StandInFinder(MetaPathFinder):
         if fullname != NAME:
             return None
         reason = 'mmcv has no compiled ops'
-        compiled = PathFinder.find_spec(fullname, path)
-        if compiled is not None:
+        if compiled := PathFinder.find_spec(fullname, path):
             try:
                 importlib.util.module_from_spec(compiled)
                 return compiled

@@ -2,8 +2,7 @@
 
 MMEngine 0.10.7 calls ``torch.load`` without arguments, and torch then refuses MMEngine's own
 checkpoints, which hold more than tensors. For downloads MMEngine turns ``weights_only`` off, so a
-file from a server could run code. Here the types in such files are allowed by name, and everything
-else is refused.
+file from a server could run code. Here the types in such files are allowed by name, no others.
 """
 
 import argparse
@@ -26,23 +25,7 @@ from numpy._core import multiarray
 from mmpatch.compat.weight_files import read_weights
 
 
-def allowed_types() -> list[Any]:
-    """List what a checkpoint may hold besides tensors, numbers, strings and containers.
-
-    These are the log buffers of MMEngine, the arrays and numbers in them, and the namespaces of
-    command-line options that DeiT, MAE and timm save, by the names of numpy 1 and numpy 2.
-    """
-    methods = (_get_statistic, 'builtins.getattr')  # how a log buffer pickles its own methods
-    functions = [
-        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-        for core in ('core', '_core')
-        for name in ('_reconstruct', 'scalar')
-    ]
-    dtypes = [type(np.dtype(code)) for code in ('b1', 'i4', 'i8', 'f4', 'f8')]
-    return [HistoryBuffer, methods, argparse.Namespace, np.ndarray, np.dtype, *functions, *dtypes]
-
-
-def load_from_local(filename: str, map_location: Any) -> Any:
+def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs the name's end
     """Read a file: :func:`read_weights` as MMEngine's ``CheckpointLoader`` calls it."""
     return read_weights(Path(filename).expanduser(), map_location)
 
@@ -90,10 +73,8 @@ def download(
         raise OSError(f'{url} was not downloaded; see the error of the first rank of this machine')
     # torch.hub compares the hash of a download only, not of a file that was there before
     if sha256 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
-        raise RuntimeError(
-            f'{path} is not the file that was published at {url}: its SHA-256 does not start with '
-            f'{sha256}; delete it and load again'
-        )
+        reason = f'its SHA-256 does not start with {sha256}; delete it and load again'
+        raise RuntimeError(f'{path} is not the file that was published at {url}: {reason}')
     return path
 
 
@@ -104,18 +85,27 @@ def cached_name(url: str) -> str:
     do not tell files apart and get a hash of the URL in front.
     """
     name = os.path.basename(urlparse(url).path)
-    if re.search(r'-[0-9a-f]{8,}\.', name):
-        return name
-    return f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
+    prefix = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return name if re.search(r'-[0-9a-f]{8,}\.', name) else f'{prefix}-{name}'
 
 
 def install() -> str:
     """Make MMEngine read checkpoints through this module, and allow the types they hold.
 
-    :func:`torch.serialization.add_safe_globals` has an effect on the whole process: every
-    ``torch.load`` with ``weights_only`` then accepts the :func:`allowed_types`, whoever calls it.
+    Besides tensors, numbers, strings and containers, these are the log buffers of MMEngine, the
+    arrays and numbers in them, and the namespaces of command-line options that DeiT, MAE and timm
+    save, by the names of numpy 1 and numpy 2. :func:`torch.serialization.add_safe_globals` has an
+    effect on the whole process: every ``torch.load`` with ``weights_only`` then accepts them.
     """
-    torch.serialization.add_safe_globals(allowed_types())
+    methods = (_get_statistic, 'builtins.getattr')  # how a log buffer pickles its own methods
+    functions = [
+        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for name in ('_reconstruct', 'scalar')
+    ]
+    types: list[Any] = [HistoryBuffer, argparse.Namespace, np.ndarray, np.dtype]
+    types += [type(np.dtype(code)) for code in ('b1', 'i4', 'i8', 'f4', 'f8')]
+    torch.serialization.add_safe_globals([methods, *functions, *types])
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
     # For torchvision://, open-mmlab:// and mmcls://, which look up a URL and call this function.

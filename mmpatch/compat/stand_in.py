@@ -1,7 +1,7 @@
 """What stands in for ``mmcv._ext``: mmcv's compiled ops, by torchvision's operators.
 
-:mod:`mmpatch.compat.ops` loads this file under that name. Signatures are those that ``mmcv.ops``
-calls; arguments that are "written" receive the results.
+:mod:`mmpatch.compat.ops` loads this file under that name. ``mmcv.ops`` documents the arguments and
+calls every function with tensors by position and everything else by name.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ INSTALL_COMMAND = (
     'pip uninstall mmcv-lite; pip install "setuptools<81" wheel ninja psutil; '
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir mmcv==2.1.0'
 )
+#: Arguments of RoIAlign, in torchvision's order.
+ROI_SETTINGS = 'spatial_scale', 'aligned_height', 'aligned_width', 'sampling_ratio', 'aligned'
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
@@ -30,17 +32,7 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes that greedy suppression keeps, best first.
-
-    Args:
-        boxes: (N, 4) corners x1, y1, x2, y2.
-        scores: (N,).
-        iou_threshold: Boxes that overlap a better one by more are dropped.
-        offset: 1 if a box includes its last row and column, else 0.
-
-    Returns:
-        (K,) int64.
-    """
+    """Indices of the boxes (N, 4) to keep, best first: see :func:`mmcv.ops.nms`."""
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     return ops.nms(boxes.float(), scores.float(), iou_threshold)
@@ -56,22 +48,15 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (https://arxiv.org/abs/1704.04503): overlapping boxes lose score instead of place.
+    """Soft-NMS (https://arxiv.org/abs/1704.04503): see :func:`mmcv.ops.soft_nms`.
 
-    Args:
-        boxes: (N, 4) corners.
-        scores: (N,).
-        dets: (N, 5), whose first rows receive the boxes and their new scores.
-        iou_threshold: Of methods 0 and 1.
-        sigma: Of method 2.
-        min_score: Boxes that fall below are dropped.
-        method: 0 drops like plain NMS, 1 scales by 1 - IoU, 2 by exp(-IoU^2 / sigma).
-        offset: 1 if a box includes its last row and column, else 0.
+    ``method`` 0 drops like plain NMS, 1 scales by 1 - IoU, 2 by exp(-IoU^2 / sigma). The first rows
+    of ``dets`` (N, 5) receive the boxes and their new scores.
 
     Returns:
         (K,) int64, the boxes in the order in which they were taken.
     """
-    areas = (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
+    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(1)
     left = torch.arange(len(boxes))
     scores = scores.clone()
     taken: list[int] = []
@@ -94,70 +79,28 @@ def softnms(
 
 
 def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    input: Tensor, rois: Tensor, output: Tensor, *argmax: Tensor, pool_mode: int, **settings: Any
 ) -> None:
-    """RoIAlign (https://arxiv.org/abs/1703.06870) into ``output``.
-
-    Args:
-        input: (B, C, H, W).
-        rois: (K, 5) image index and corners.
-        output: (K, C, aligned_height, aligned_width), written.
-        argmax_y: Of max pooling; unused.
-        argmax_x: Of max pooling; unused.
-        aligned_height: Bins.
-        aligned_width: Bins.
-        spatial_scale: Feature pixels a pixel of the image.
-        sampling_ratio: Samples a bin and side; 0 for as many as the bin has pixels.
-        pool_mode: 1 averages the samples.
-        aligned: Whether coordinates are shifted by half a pixel.
+    """RoIAlign (https://arxiv.org/abs/1703.06870) into ``output``: see :class:`mmcv.ops.RoIAlign`.
 
     Raises:
         NotImplementedError: For max pooling (``pool_mode`` 0).
     """
     if pool_mode != 1:
         raise _unsupported('roi_align with pool_mode="max"')
-    size = (aligned_height, aligned_width)
     maps, boxes = _to_full_precision(input, rois)
-    output.copy_(ops.roi_align(maps, boxes, size, spatial_scale, sampling_ratio, aligned))
+    scale, height, width, ratio, aligned = (settings[name] for name in ROI_SETTINGS)
+    output.copy_(ops.roi_align(maps, boxes, (height, width), scale, ratio, aligned))
 
 
 def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    grad: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, out: Tensor, **settings: Any
 ) -> None:
-    """Gradient of :func:`roi_align_forward` into ``grad_input`` (B, C, H, W)."""
-    grad, boxes = _to_full_precision(grad_output, rois)
-    grad_input.copy_(
-        torch.ops.torchvision._roi_align_backward(
-            grad,
-            boxes,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
-        )
-    )
+    """Gradient of :func:`roi_align_forward` into ``out`` (B, C, H, W)."""
+    maps, boxes = _to_full_precision(grad, rois)
+    *bins, ratio, aligned = (settings[name] for name in ROI_SETTINGS)
+    backward = torch.ops.torchvision._roi_align_backward
+    out.copy_(backward(maps, boxes, *bins, *out.shape, ratio, aligned))
 
 
 def _to_full_precision(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,18 +114,16 @@ def sigmoid_focal_loss_forward(
 ) -> None:
     """Focal loss (https://arxiv.org/abs/1708.02002) into ``output``; mmdet calls it on CUDA.
 
-    Args:
-        input: (N, C) logits.
-        target: (N,) class, C for the background.
-        weight: Must be empty.
-        output: (N, C), written.
-        gamma: Focus.
-        alpha: Weight of the positives.
+    See :func:`mmcv.ops.sigmoid_focal_loss`.
 
     Raises:
         NotImplementedError: For class weights.
     """
-    output.copy_(_focal_loss(input, target, weight, gamma, alpha))
+    if weight.numel():
+        raise _unsupported('sigmoid_focal_loss with class weights')
+    classes = input.shape[1]
+    one_hot = F.one_hot(target, classes + 1)[:, :classes].to(input.dtype)
+    output.copy_(ops.sigmoid_focal_loss(input, one_hot, alpha, gamma))
 
 
 def sigmoid_focal_loss_backward(
@@ -190,19 +131,9 @@ def sigmoid_focal_loss_backward(
 ) -> None:
     """Gradient of each entry of :func:`sigmoid_focal_loss_forward` into ``grad_input`` (N, C)."""
     with torch.enable_grad():
-        logits = input.detach().requires_grad_()
-        loss = _focal_loss(logits, target, weight, gamma, alpha).sum()
-        grad_input.copy_(torch.autograd.grad(loss, logits)[0])
-
-
-def _focal_loss(
-    input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
-) -> Tensor:
-    if weight.numel():
-        raise _unsupported('sigmoid_focal_loss with class weights')
-    classes = input.shape[1]
-    one_hot = F.one_hot(target, classes + 1)[:, :classes].to(input.dtype)
-    return ops.sigmoid_focal_loss(input, one_hot, alpha, gamma)
+        logits, loss = input.detach().requires_grad_(), torch.empty_like(input)
+        sigmoid_focal_loss_forward(logits, target, weight, loss, gamma, alpha)
+        grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
 
 
 def _unsupported(op: str) -> NotImplementedError:

@@ -1,6 +1,7 @@
 """Reading a weight file. Its first bytes tell the format, not its name."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ OTHER_FORMATS = (
     (b'{', 'JSON text, such as the index of a sharded checkpoint; merge the shards into one file'),
 )
 #: Words in torch's messages about types that a pickle must not hold.
-REFUSALS = ('GLOBAL', 'allowlisted', 'unrecognized function', 'Unsupported attribute')
+REFUSALS = 'GLOBAL|allowlisted|unrecognized function|Unsupported attribute'
 
 
 def read_weights(path: Path, map_location: Any = None) -> Any:
@@ -47,12 +48,9 @@ def read_weights(path: Path, map_location: Any = None) -> Any:
             return load_file(path)
         if start.startswith(b'\x80'):
             return torch.load(path, map_location=map_location, weights_only=True)
-    for marker, what in OTHER_FORMATS:
-        if start.lstrip().startswith(marker):
-            raise RuntimeError(f'{path} is no checkpoint but {what}')
-    raise RuntimeError(
-        f'{path} is no checkpoint but ' + (f'starts with {start[:16]!r}' if start else 'empty')
-    )
+    matching = (what for marker, what in OTHER_FORMATS if start.lstrip().startswith(marker))
+    what = next(matching, f'starts with {start[:16]!r}' if start else 'empty')
+    raise RuntimeError(f'{path} is no checkpoint but {what}')
 
 
 def _read_zip(path: Path, map_location: Any) -> Any:
@@ -64,9 +62,7 @@ def _read_zip(path: Path, map_location: Any) -> Any:
             raise ValueError('it is a TorchScript program; save the state dict of its model')
         for record in archive.infolist():
             if record.CRC:  # torch writes 0 if it was told to compute none
-                with archive.open(record) as file:
-                    while file.read(1 << 20):  # the end raises if the checksum differs
-                        pass
+                archive.read(record)  # raises if the checksum differs
     return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -89,23 +85,18 @@ def _name_file(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # a damaged pickle may raise anything
         message = str(error) or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            for line in message.splitlines():
-                if any(word in line for word in REFUSALS):
-                    raise pickle.UnpicklingError(_explain_refusal(path, line)) from None
+        refusal = re.search(rf'^.*({REFUSALS}).*$', message, re.MULTILINE)
+        if refusal and isinstance(error, pickle.UnpicklingError):
+            reason = re.split(r'\. Please| by default', refusal[0].strip())[0]
+            raise pickle.UnpicklingError(
+                f'checkpoint {path} is refused: {reason.removeprefix("WeightsUnpickler error: ")}. '
+                'Only tensors and the types in published checkpoints are read, because anything '
+                'else could run code. If you trust the file, load it once yourself with '
+                'torch.load(..., weights_only=False) and save its state dict.'
+            ) from None
         if isinstance(error, zipfile.BadZipFile) and 'not a zip file' in message:
             message = 'it is cut off, its end is missing'
         raise RuntimeError(
             f'checkpoint {path} is damaged or not readable: {message.splitlines()[0]}. If it was '
             'downloaded, delete it and download it again'
         ) from error
-
-
-def _explain_refusal(path: Path, line: str) -> str:
-    reason = line.strip().split('. Please')[0].split(' by default')[0]
-    return (
-        f'checkpoint {path} is refused: {reason.removeprefix("WeightsUnpickler error: ")}. Only '
-        'tensors and the types in published checkpoints are read, because anything else could run '
-        'code. If you trust the file, load it once yourself with torch.load(..., '
-        'weights_only=False) and save its state dict.'
-    )
