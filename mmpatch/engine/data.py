@@ -40,9 +40,9 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
             for path in [root, *(root / name for name in names if name)]:
                 if not path.exists():
                     kind = str(dataset.get('type', '')).split('.')[-1]
-                    what = f'data from {DATA_SOURCES[kind]}' if kind in DATA_SOURCES else 'it'
+                    how = f'; download it from {DATA_SOURCES[kind]}' if kind in DATA_SOURCES else ''
                     raise FileNotFoundError(
-                        f'{path} does not exist ({split} data of the config). {kind} reads {what}. '
+                        f'{path} does not exist ({split} data of the config). {kind} reads it{how}. '
                         'To train elsewhere, pass --cfg-options data_root=FOLDER; to draw a small '
                         'set of the same layout, run python tools/make_toy_data.py.'
                     )
