@@ -1,40 +1,61 @@
-# Everything runs in .venv, made once from the pins in constraints.txt. PYTHON: 3.10 to 3.12.
+# Each environment is made once from its pins: .venv from constraints.txt, .venv-lowest from
+# constraints-lowest.txt. Nothing is written outside the clone.
 PYTHON ?= python3
+PYTHON_LOWEST ?= python3.10
 SEED ?= 0
-BIN := .venv/bin
-# One thread a test process: two processes on two cores are faster than threads that wait.
-TEST_ENV = $(CACHE) OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
-# Nothing is written outside the clone.
-export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
-CACHE := XDG_CACHE_HOME=$(CURDIR)/.venv/cache
+VENV = .venv
+INTERPRETER = $(PYTHON)
+BIN = $(VENV)/bin
+export MPLCONFIGDIR = $(CURDIR)/$(VENV)/matplotlib
+CACHE = XDG_CACHE_HOME=$(CURDIR)/$(VENV)/cache
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c $(filter constraints%,$^)
+PYTEST = $(CACHE) PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -q --basetemp $(VENV)/pytest
+# Two processes of one thread each are faster on two cores than threads that wait for each other.
+TEST = OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-lowest gpu lint clean
 
 demo: .venv/ready
 	$(CACHE) $(BIN)/python tools/demo.py --seed $(SEED)
 
 test: .venv/ready lint
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q --basetemp .venv/pytest
+	$(TEST)
+
+# The whole suite on the lowest versions that setup.py allows.
+test-lowest: VENV = .venv-lowest
+test-lowest: .venv-lowest/ready
+	$(TEST)
+
+# Tests that take a CUDA device, then the benchmarks.
+gpu: .venv/ready
+	@$(BIN)/python -c "import sys, torch; \
+	    sys.exit(None if torch.cuda.is_available() else 'make gpu: torch finds no CUDA device')"
+	$(PYTEST) -k cuda -m 'not process'
+	$(CACHE) $(BIN)/python tools/analysis/benchmark.py
 
 lint: .venv/ready
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
-	$(BIN)/mypy --cache-dir .venv/mypy
+	$(BIN)/mypy --cache-dir $(VENV)/mypy
 
-.venv/ready: constraints.txt setup.py
-	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), \
+.venv/ready: constraints.txt
+.venv-lowest/ready: constraints-lowest.txt
+.venv-lowest/ready: VENV = .venv-lowest
+.venv-lowest/ready: INTERPRETER = $(PYTHON_LOWEST)
+
+.venv/ready .venv-lowest/ready: setup.py
+	$(INTERPRETER) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), \
 	    'mmpatch is tested on Python 3.10 to 3.12, not ' + sys.version + '; set PYTHON=...'"
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=68,<81" wheel
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    --no-build-isolation -e ".[det,seg,export,dev]"
-	# The hosts ask for the OpenCV with windows, which needs libraries of a desktop.
+	$(INTERPRETER) -m venv --clear $(VENV)
+	$(PIP_INSTALL) "setuptools>=77.0.1,<81"
+	$(PIP_INSTALL) --no-build-isolation -e ".[det,seg,export,dev]"
+	# mmdet and mmseg depend on opencv-python, whose windows need the libraries of a desktop.
 	$(BIN)/pip uninstall --quiet --yes opencv-python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt opencv-python-headless
-	# yapf, which mmengine imports, writes its grammar on first use, and not atomically: two test
-	# processes that start together would read half of it.
+	$(PIP_INSTALL) opencv-python-headless
+	# mmengine imports yapf, which caches its grammar on first import and not atomically: two test
+	# processes that start together could read half of it.
 	$(CACHE) $(BIN)/python -c "import yapf"
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info work_dirs data/toy
+	rm -rf .venv .venv-lowest build dist *.egg-info work_dirs data/toy

@@ -1,4 +1,4 @@
-"""Package mmpatch. Versions for tests are pinned in constraints.txt, users get these ranges."""
+"""Package mmpatch. constraints.txt and constraints-lowest.txt pin both ends of these ranges."""
 
 import re
 from pathlib import Path
@@ -14,40 +14,38 @@ setup(
     description='MetaFormer backbones for dense prediction with OpenMMLab',
     long_description=(HERE / 'README.md').read_text(),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
+    license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['mmpatch', 'mmpatch.*']),
     # mmpatch/.mim links to configs, tools and the model index, as `mmpatch::` inheritance expects.
     package_data={
         'mmpatch': ['py.typed', '.mim/*.yml', '.mim/**/*.py', '.mim/**/*.yml', '.mim/**/*.md']
     },
-    # No mmcv: pip would put mmcv-lite over a compiled mmcv, or the original over a fork of it.
+    # Without mmcv: pip would install mmcv-lite over a compiled mmcv, or the original over a fork.
     install_requires=[
         'torch>=2.6',
         'torchvision>=0.21',
         'timm>=1.0.9,<2',
         'mmengine>=0.10.4,<0.11',
-        'numpy>=1.26',
+        'numpy>=1.26.1',  # has numpy._core
         'setuptools<81',  # mmengine imports pkg_resources
     ],
     extras_require={
         'det': ['mmdet>=3.3,<3.4', 'mmcv-lite>=2.0.1,<2.2'],
-        'seg': ['mmsegmentation>=1.2,<1.3', 'mmcv-lite>=2.0.1,<2.2', 'ftfy', 'regex'],
-        'export': ['onnx>=1.16', 'onnxscript>=0.1', 'onnxruntime>=1.17'],
+        'seg': ['mmsegmentation>=1.2.1,<1.3', 'mmcv-lite>=2.0.1,<2.2', 'ftfy', 'regex'],
+        'export': ['onnx>=1.16', 'onnxscript>=0.1', 'onnxruntime>=1.18'],
         'dev': [
             'build',
-            'hypothesis',
             'mypy',
             'pre-commit',
             'pytest>=8',
             'pytest-timeout',
             'pytest-xdist',
             'ruff',
-            'wheel',
         ],
     },
     classifiers=[
-        'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',

@@ -251,10 +251,11 @@ def tiny(cfg):
 
 def small(cfg):
     """The same model, its images not padded to the full size of the recipe."""
-    for augment in cfg.model.data_preprocessor.get('batch_augments') or ():
-        augment.size = (128, 160)
-    if 'size' in cfg.model.data_preprocessor:
-        cfg.model.data_preprocessor.size = (140, 140)
+    preprocessor = cfg.model.data_preprocessor
+    if 'pad_size_divisor' in preprocessor:
+        preprocessor.pad_size_divisor = min(preprocessor.pad_size_divisor, 64)
+    if 'size' in preprocessor:
+        preprocessor.size = (140, 140)
     return cfg
 
 

@@ -1,4 +1,4 @@
-"""The rules that hold the house together, one line each."""
+"""Rules of the package, each as a test; lists of files come from the tree."""
 
 import ast
 import subprocess
@@ -9,59 +9,79 @@ import pytest
 from support import ROOT
 
 PACKAGE = ROOT / 'mmpatch'
+FILES = sorted(
+    path for path in PACKAGE.rglob('*.py') if '.mim' not in path.relative_to(PACKAGE).parts
+)
 
 
-def imports(*places, top_level_only=False):
-    """Names of the modules that the files below the given places import."""
+def imports(*files, top_level_only=False):
+    """Names of the modules that some files import."""
     found = set()
-    for place in places:
-        path = PACKAGE / place
-        for file in [path] if path.is_file() else path.rglob('*.py'):
-            tree = ast.parse(file.read_text())
-            for node in tree.body if top_level_only else ast.walk(tree):
-                if isinstance(node, ast.Import):
-                    found |= {alias.name for alias in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    found.add(node.module)
+    for file in files:
+        tree = ast.parse(file.read_text())
+        for node in tree.body if top_level_only else ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module)
     return found
+
+
+def part_of(file):
+    """Folder below the package that a file stands in, or its own name."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix('.py')
 
 
 def under(modules, *packages):
     return {m for m in modules for p in packages if m == p or m.startswith(f'{p}.')}
 
 
-BUILT = [f'mmpatch.{part}' for part in ('mixers', 'blocks', 'backbones')]
-RULES = {
-    'layers know no mixer, block or backbone': ('layers', BUILT),
-    'mixers know no block or backbone': ('mixers', BUILT[1:]),
-    'blocks know no mixer': ('blocks.py', ['mmpatch.mixers', 'mmpatch.backbones']),
-    'checkpoints know no network': ('checkpoint', BUILT),
-    'only the rewriting of fast forms knows backbones': (
-        ('fast/functions.py', 'fast/forms.py', 'fast/deployed.py', 'stage.py'),
-        BUILT[2:],
-    ),
-    'the registry knows nothing of mmpatch': ('registry.py', ['mmpatch']),
-    'only layers import timm': (
-        ('blocks.py', 'mixers', 'backbones', 'checkpoint', 'compat', 'engine'),
-        ['timm'],
-    ),
-    'only compat knows mmcv': (
-        ('layers', 'mixers', 'blocks.py', 'checkpoint', 'backbones'),
-        ['mmcv'],
-    ),
-    'nothing draws': ('.', ['matplotlib']),
+#: Arrows point down this list. What stands on one line knows only what stands above it.
+ORDER = (
+    ('registry',),
+    ('layers', 'compat'),
+    ('mixers', 'checkpoint'),
+    ('blocks',),
+    ('backbones',),
+    ('necks',),
+    ('deployment', 'engine'),
+)
+#: Packages that only the named parts may import.
+OWNERS = {
+    'timm': {'layers'},
+    'mmcv': {'backbones', 'necks', 'compat'},
+    'matplotlib': set(),
+    'torchvision': {'compat'},
 }
 
 
-@pytest.mark.parametrize('rule', RULES)
-def test_arrows_point_one_way(rule):
-    places, forbidden = RULES[rule]
-    places = (places,) if isinstance(places, str) else places
-    assert not under(imports(*places), *forbidden), rule
+def test_every_part_has_its_place():
+    assert {part_of(file) for file in FILES} == {p for row in ORDER for p in row} | {'__init__'}
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_arrows_point_one_way(file):
+    part = part_of(file)
+    if part == '__init__':
+        return
+    row = next(i for i, parts in enumerate(ORDER) if part in parts)
+    above = {p for parts in ORDER[row:] for p in parts} - {part}
+    assert not under(imports(file), *(f'mmpatch.{p}' for p in above))
+    assert part != 'blocks' or not under(imports(file), 'mmpatch.mixers')
+    for package, owners in OWNERS.items():
+        assert part in owners or not under(imports(file), package), package
 
 
 def test_hosts_are_imported_inside_functions_only():
-    assert not under(imports('.', top_level_only=True), 'mmdet', 'mmseg')
+    assert not under(imports(*FILES, top_level_only=True), 'mmdet', 'mmseg')
+
+
+def test_modules_use_public_functions_of_torch():
+    """What trains runs on every device; only compat and deployment may know private operators."""
+    for file in FILES:
+        if part_of(file) not in ('compat', 'deployment'):
+            text = file.read_text()
+            assert 'torch.ops' not in text and 'native_' not in text, file
 
 
 @pytest.mark.process
@@ -76,8 +96,21 @@ def test_import_stays_light(module):
     assert not heavy & set(loaded.stdout.split())
 
 
-def test_files_are_small_and_named_for_what_they_hold():
-    files = [*PACKAGE.rglob('*.py')]
-    assert len(files) > 10
-    assert not [f for f in files if 'util' in f.name]
-    assert not [f for f in files if len(f.read_text().splitlines()) > 320]
+def test_the_package_stays_small():
+    lines = {file: len(file.read_text().splitlines()) for file in FILES}
+    assert sum(lines.values()) < 4400
+    assert max(lines.values()) < 360  # the base class, most of it the docstring of its arguments
+    assert lines[PACKAGE / 'deployment/fold.py'] <= 250
+    names = [file.relative_to(PACKAGE).as_posix() for file in FILES]
+    assert not [name for name in names if 'util' in name or 'fast' in name]
+
+
+def test_readme_is_short_and_lists_every_family():
+    from mmpatch.checkpoint.published import list_families
+
+    readme = (ROOT / 'README.md').read_text()
+    assert len(readme.splitlines()) <= 90
+    for family in list_families():
+        assert f'`mmpatch.{family.__name__}`' in readme
+        assert f'`{next(iter(family.ARCHS))}`' in readme
+        assert (ROOT / 'configs' / family.__module__.split('.')[-1]).is_dir() or 'vit' in readme

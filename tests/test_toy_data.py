@@ -1,4 +1,4 @@
-"""The generated sets have the layout, the formats and the class names of COCO and ADE20K."""
+"""Generated data has the layout, formats and class names of COCO and ADE20K."""
 
 import json
 
@@ -15,7 +15,7 @@ def coco(toy):
     return COCO(str(toy / 'coco/annotations/instances_train2017.json'))
 
 
-def test_depends_on_the_seed_alone(toy, tmp_path):
+def test_data_depends_on_the_seed_alone(toy, tmp_path):
     run_tool('tools/make_toy_data.py', '--out', tmp_path / 'same', '--train', 2, '--val', 1)
     run_tool(
         'tools/make_toy_data.py', '--out', tmp_path / 'other', '--train', 2, '--val', 1, '--seed', 1
@@ -33,7 +33,7 @@ def test_training_and_validation_differ(toy):
     assert train.read_bytes() != val.read_bytes()
 
 
-def test_coco_is_complete(toy, coco):
+def test_coco_lists_all_categories_and_images(toy, coco):
     assert len(coco.cats) == 80 and coco.cats[90]['name'] == 'toothbrush'
     assert len(coco.imgs) == 12
     for image in coco.imgs.values():
@@ -54,13 +54,13 @@ def test_masks_boxes_and_areas_agree(coco):
 def test_masks_do_not_overlap(coco):
     for image in coco.imgs:
         masks = [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(image, iscrowd=0))]
-        # Polygons are drawn with their border, so neighbours may share a line of pixels.
-        twice = sum(masks) > 1 if masks else np.zeros(1)
-        assert twice.mean() < 0.02
+        # Polygons are filled including their border, so neighbours may share a line of pixels.
+        overlap = sum(masks) > 1 if masks else np.zeros(1)
+        assert overlap.mean() < 0.02
 
 
 @pytest.mark.process
-def test_larger_set_has_every_kind(tmp_path):
+def test_large_set_has_every_kind_of_annotation(tmp_path):
     run_tool('tools/make_toy_data.py', '--out', tmp_path, '--train', 120, '--val', 1)
     content = json.loads((tmp_path / 'coco/annotations/instances_train2017.json').read_text())
     annotations = content['annotations']

@@ -1,4 +1,4 @@
-"""A project outside: an installed wheel, no source tree, another folder."""
+"""mmpatch installed from its wheel and used from another folder, without the source tree."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from support import ROOT
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 CONFIG = 'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
-#: What makes the config small and short.
+#: Settings that make the config small and the training short.
 OVERRIDES = """
 norm_cfg = dict(type='GN', num_groups=4)
 model = dict(
@@ -50,7 +50,7 @@ def run(*command, cwd):
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    """Built from a copy of the tracked files, as the source tree must stay clean."""
+    """Build the wheel from a copy of the tracked files, so that the source tree stays clean."""
     folder = tmp_path_factory.mktemp('wheel')
     names = run('git', 'ls-files', '--cached', '--others', '--exclude-standard', cwd=ROOT).split(
         '\n'
@@ -69,31 +69,32 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def python(wheel, tmp_path_factory):
-    """A fresh environment with the wheel, that borrows everything but mmpatch."""
+    """Interpreter of a fresh environment that has the wheel and shares all other packages."""
     folder = tmp_path_factory.mktemp('environment')
     venv.create(folder, with_pip=False, symlinks=True)
     site = next(folder.glob('lib/python*/site-packages'))
-    borrowed = Path(sysconfig.get_path('purelib'))
-    lines = [str(borrowed)]
-    # setuptools brings distutils, which Python 3.12 lacks, by such a file of its own
-    lines += [file.read_text() for file in borrowed.glob('distutils-precedence.pth')]
-    (site / 'borrowed.pth').write_text('\n'.join(lines))
+    shared = Path(sysconfig.get_path('purelib'))
+    lines = [str(shared)]
+    # setuptools provides distutils, which Python 3.12 lacks, through this file
+    lines += [file.read_text() for file in shared.glob('distutils-precedence.pth')]
+    (site / 'shared.pth').write_text('\n'.join(lines))
     python = folder / 'bin/python'
     pip = (sys.executable, '-m', 'pip', '--python', python, 'install', '--no-index', '--no-deps')
     run(*pip, wheel, cwd=folder)
     return python
 
 
-def test_wheel_carries_configs_tools_and_index(wheel):
+def test_wheel_contains_configs_tools_index_and_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     configs = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.py')}
     tools = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'tools').rglob('*.py')}
     for name in configs | tools | {'model-index.yml'}:
         assert f'mmpatch/.mim/{name}' in names, name
+    assert [name for name in names if name.endswith('.dist-info/licenses/LICENSE')]
     assert not [name for name in names if name.startswith(('configs', 'tools', 'tests'))]
 
 
-def test_no_source_tree_is_in_sight(python, tmp_path):
+def test_import_finds_the_wheel_not_the_source_tree(python, tmp_path):
     code = 'import mmpatch; print(mmpatch.__file__, len(mmpatch.list_configs()))'
     path, count = run(python, '-c', code, cwd=tmp_path).strip().splitlines()[-1].split()
     assert Path(path).is_relative_to(python.parents[1]) and int(count) > 28
@@ -101,7 +102,7 @@ def test_no_source_tree_is_in_sight(python, tmp_path):
 
 @pytest.mark.parametrize('tool', ['mmpatch', 'mmdet'])
 def test_outside_project_inherits_and_trains(python, toy, tmp_path, tool):
-    """``mmpatch::`` through mmpatch's tool; the one-line form through mmdet's, as it is."""
+    """``mmpatch::`` with mmpatch's train.py; ``config_path`` with mmdet's, unchanged."""
     base = {
         'mmpatch': f"'mmpatch::{CONFIG}'",
         'mmdet': f"[__import__('mmpatch').config_path({CONFIG!r})]",

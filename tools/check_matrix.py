@@ -138,7 +138,9 @@ def shrink_config(family: str, task: str, data: Path, iterations: int) -> Config
         head = cfg.model.roi_head.bbox_head
         if 'conv_out_channels' in head:
             head.conv_out_channels = WIDTH
-    cfg.model.data_preprocessor.pop('batch_augments', None)
+    preprocessor = cfg.model.data_preprocessor
+    if 'pad_size_divisor' in preprocessor:
+        preprocessor.pad_size_divisor = min(preprocessor.pad_size_divisor, 64)
     with torch.device('meta'):
         channels = list(MODELS.build(cfg.model.backbone).out_channels)
     single = cfg.model.neck.in_channels

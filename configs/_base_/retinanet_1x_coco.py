@@ -1,4 +1,4 @@
-"""RetinaNet, 1x, COCO, with AdamW as PVT and PoolFormer train it; a backbone and neck to add."""
+"""RetinaNet, 1x schedule, COCO, AdamW as in PVT and PoolFormer. Add a backbone and a neck."""
 
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
@@ -10,5 +10,5 @@ _base_ = [
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4),
 )
-# Workers start anew each epoch, so that a resumed run equals one that was never interrupted.
+# Restart the workers every epoch, so that a resumed run matches an uninterrupted one.
 train_dataloader = dict(persistent_workers=False)

@@ -1,7 +1,7 @@
-"""Semantic FPN, 40k iterations, ADE20K, as PoolFormer trains it; a backbone and neck to add.
+"""Semantic FPN, 40k iterations, ADE20K, as PoolFormer trains it. Add a backbone and a neck.
 
-AdamW 2e-4, weight decay 1e-4, polynomial decay of power 0.9 to 0, batch 32; test images are
-stretched to multiples of 32.
+AdamW 2e-4, weight decay 1e-4, polynomial decay with power 0.9 to 0, batch 32. Test images are
+resized to multiples of 32, which changes their aspect ratio slightly.
 """
 
 _base_ = [

@@ -1,10 +1,10 @@
 """DETR, CONTAINER-Light, 50 epochs, COCO: 38.9 box AP in the paper (R50 32.3).
 
-Appendix A.4 trains as DETR does, without naming epochs; R50's 32.3 is that of PVT's 50 epochs, so
-they are taken here (a guess). Batch norms are frozen. 37.79 M parameters.
+Appendix A.4 follows DETR's settings but names no number of epochs. 50 is a guess: R50's 32.3 is
+what PVT reports after 50. Batch norms are frozen. 37.79 M parameters.
 
-The weights lie on Google Drive: ``mmpatch://container-light_in1k`` says where; give the path of the
-downloaded file as ``model.backbone.init_cfg.checkpoint``.
+The weights are on Google Drive: ``mmpatch://container-light_in1k`` prints the link. Download the
+file and give its path as ``model.backbone.init_cfg.checkpoint``.
 
     python tools/train.py configs/container/detr_container-light_8xb2-50e_coco.py
 """

@@ -1,10 +1,10 @@
 """Semantic FPN, CONTAINER-Light, 40k iterations, ADE20K: no published number.
 
-The recipe is PoolFormer's with the weight decay of CONTAINER's detectors (a guess); batch norms are
-synchronised. 24.39 M parameters.
+The recipe is a guess: PoolFormer's, with the weight decay of CONTAINER's detectors and synchronized
+batch norms. 24.39 M parameters.
 
-The weights lie on Google Drive: ``mmpatch://container-light_in1k`` says where; give the path of the
-downloaded file as ``model.backbone.init_cfg.checkpoint``.
+The weights are on Google Drive: ``mmpatch://container-light_in1k`` prints the link. Download the
+file and give its path as ``model.backbone.init_cfg.checkpoint``.
 
     python tools/train.py configs/container/fpn_container-light_8xb4-40k_ade20k-512x512.py
 """

@@ -1,11 +1,11 @@
 """RetinaNet, CONTAINER-Light, 1x, COCO: 43.8 box AP in the paper (arXiv 2106.01401).
 
-Appendix A.2: AdamW 1e-4, weight decay 0.05, batch 16, batch norms frozen. The detector's code was
-not published: group norms on the outputs are those of a third party's port, the neck is mmdet's.
-30.37 M parameters.
+Appendix A.2: AdamW 1e-4, weight decay 0.05, batch 16, frozen batch norms. The authors did not
+publish this detector's code: the neck is mmdet's, and the group norms on the backbone's outputs
+follow a third-party port. 30.37 M parameters.
 
-The weights lie on Google Drive: ``mmpatch://container-light_in1k`` says where; give the path of the
-downloaded file as ``model.backbone.init_cfg.checkpoint``.
+The weights are on Google Drive: ``mmpatch://container-light_in1k`` prints the link. Download the
+file and give its path as ``model.backbone.init_cfg.checkpoint``.
 
     python tools/train.py configs/container/retinanet_container-light_fpn_1x_coco.py
 """

@@ -1,12 +1,11 @@
-"""DETR, ConvMixer-1024/20 with its patches resampled from 14 to 16, 50 epochs, COCO.
+"""DETR, ConvMixer-1024/20 with its patch resampled from 14 to 16, 50 epochs, COCO.
 
-No published number: the recipe is PVT's for DETR. One level of stride 32, since one of 16 would
-have four times the tokens of DETR's. Batch norms are frozen.
+No published number. The recipe is PVT's for DETR, with frozen batch norms.
 
     python tools/train.py configs/convmixer/detr_convmixer-1024-20-p16_8xb2-50e_coco.py
 """
 
-_base_ = '../_base_/detr_50e_coco.py'
+_base_ = '../_base_/detr_sfp_50e_coco.py'
 
 model = dict(
     backbone=dict(
@@ -20,11 +19,5 @@ model = dict(
         out_norm=False,
         init_cfg=dict(type='Pretrained', checkpoint='mmpatch://convmixer-1024-20_in1k'),
     ),
-    neck=dict(
-        _delete_=True,
-        type='mmpatch.SimpleFeaturePyramid',
-        in_channels=1024,
-        out_channels=256,
-        scale_factors=(0.5,),
-    ),
+    neck=dict(in_channels=1024),
 )

@@ -1,14 +1,15 @@
 """Semantic FPN, ConvMixer-1024/20 at its native stride of 14, 40k iterations, ADE20K.
 
-No published number. The recipe is a guess, PoolFormer's with a weight decay of 0.05. Levels of
-strides 3.5, 7, 14 and 28 from four taps, one after each quarter of the blocks. mmseg's FPNHead
-rounds logarithms of strides down, and for these comes out one octave short, so it keeps the strides
-4 to 32: only their ratios count. Crops and test images are multiples of 28.
+No published number. The recipe is a guess: PoolFormer's with weight decay 0.05 and synchronized
+batch norms. The backbone is tapped after each quarter of its blocks; the pyramid turns the taps
+into levels of strides 3.5, 7, 14 and 28. The head is told 4, 8, 16 and 32: only ratios count, and
+mmseg's FPNHead rounds the logarithms of the true strides down to one octave too few. Crops and test
+images are multiples of 28.
 
     python tools/train.py configs/convmixer/fpn_convmixer-1024-20_8xb4-40k_ade20k-504x504.py
 """
 
-_base_ = '../_base_/semantic-fpn_40k_ade20k.py'
+_base_ = '../_base_/semantic-fpn_sfp_40k_ade20k.py'
 
 crop_size = (504, 504)
 model = dict(
@@ -22,13 +23,7 @@ model = dict(
         out_norm=False,
         init_cfg=dict(type='Pretrained', checkpoint='mmpatch://convmixer-1024-20_in1k'),
     ),
-    neck=dict(
-        _delete_=True,
-        type='mmpatch.SimpleFeaturePyramid',
-        in_channels=[1024, 1024, 1024, 1024],
-        out_channels=256,
-        scale_factors=(4, 2, 1, 0.5),
-    ),
+    neck=dict(in_channels=[1024, 1024, 1024, 1024], scale_factors=(4, 2, 1, 0.5)),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05))
 train_pipeline = [

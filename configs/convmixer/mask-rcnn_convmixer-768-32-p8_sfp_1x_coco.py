@@ -1,8 +1,6 @@
-"""Mask R-CNN, ConvMixer-768/32 with its patches resampled to 8, 1x, COCO: no published number.
+"""Mask R-CNN, ConvMixer-768/32 with its patch resampled from 7 to 8, 1x, COCO: no published number.
 
-Nobody has published a dense ConvMixer: the recipe is a guess, CONTAINER's: AdamW
-1e-4, weight decay 0.05.
-Batch norms are frozen.
+The recipe is a guess: CONTAINER's, with AdamW 1e-4, weight decay 0.05 and frozen batch norms.
 
     python tools/train.py configs/convmixer/mask-rcnn_convmixer-768-32-p8_sfp_1x_coco.py
 """

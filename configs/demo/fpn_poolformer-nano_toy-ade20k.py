@@ -1,7 +1,7 @@
-"""Semantic FPN with a PoolFormer small enough for two CPU cores, on the generated ADE20K.
+"""Semantic FPN with a PoolFormer small enough for two CPU cores, on generated ADE20K data.
 
-The recipe of ``make demo``. On other data in ADE20K's layout only ``data_root``, the size and the
-schedule need to change (docs/guide.md).
+``make demo`` trains it. For your own data in ADE20K format, change ``data_root``, the image size
+and the schedule (docs/guide.md).
 
     python tools/make_toy_data.py && python tools/train.py \
         configs/demo/fpn_poolformer-nano_toy-ade20k.py

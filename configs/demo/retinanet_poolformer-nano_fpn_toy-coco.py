@@ -1,7 +1,7 @@
-"""RetinaNet with a PoolFormer small enough for two CPU cores, on the generated COCO.
+"""RetinaNet with a PoolFormer small enough for two CPU cores, on generated COCO data.
 
-The recipe of ``make demo``. On other data in COCO's layout only ``data_root``, the size and the
-schedule need to change (docs/guide.md).
+``make demo`` trains it. For your own data in COCO format, change ``data_root``, the image size
+and the schedule (docs/guide.md).
 
     python tools/make_toy_data.py && python tools/train.py \
         configs/demo/retinanet_poolformer-nano_fpn_toy-coco.py
@@ -13,7 +13,7 @@ data_root = 'data/toy/coco/'
 scale = (144, 120)
 batch_size = 4
 epochs = 20
-norm_cfg = dict(type='GN', num_groups=16)  # without it, heads learn slowly from scratch
+norm_cfg = dict(type='GN', num_groups=16)  # without norms, heads learn slowly from scratch
 
 model = dict(
     backbone=dict(

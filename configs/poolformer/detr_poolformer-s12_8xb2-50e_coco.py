@@ -1,6 +1,6 @@
-"""DETR, PoolFormer-S12, 50 epochs, COCO: no published number; the recipe is PVT's.
+"""DETR, PoolFormer-S12, 50 epochs, COCO: no published number.
 
-29.08 M parameters.
+The recipe is PVT's for DETR. 29.08 M parameters.
 
     python tools/train.py configs/poolformer/detr_poolformer-s12_8xb2-50e_coco.py
 """

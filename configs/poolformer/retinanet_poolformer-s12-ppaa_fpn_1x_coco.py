@@ -1,7 +1,9 @@
 """RetinaNet, PoolFormer-S12 with attention in its last two stages, 1x, COCO: no published number.
 
-The hybrid of the paper's Table 5 ([Pool, Pool, Attention, Attention], 81.0 on ImageNet). Its
-weights were not published: train them, or start from scratch. The recipe is PoolFormer's.
+A hybrid like the one in Table 5 of the paper ([Pool, Pool, Attention, Attention]), but not equal to
+it. The authors' network has layer norms, attention heads of 32 channels and a position embedding
+before stage 3, so the weights that they published for it do not fit this one, which trains from
+scratch. The recipe is PoolFormer's.
 
     python tools/train.py configs/poolformer/retinanet_poolformer-s12-ppaa_fpn_1x_coco.py
 """

@@ -1,11 +1,11 @@
-"""DETR, DeiT-S, 50 epochs, COCO: no published number; the recipe is PVT's for DETR.
+"""DETR, DeiT-S with windows, 50 epochs, COCO: no published number.
 
-One level of stride 32, since one of 16 would have four times the tokens of DETR's.
+The recipe is PVT's for DETR.
 
     python tools/train.py configs/vit/detr_deit-s_8xb2-50e_coco.py
 """
 
-_base_ = '../_base_/detr_50e_coco.py'
+_base_ = '../_base_/detr_sfp_50e_coco.py'
 
 model = dict(
     backbone=dict(
@@ -18,11 +18,5 @@ model = dict(
         window_size=14,
         init_cfg=dict(type='Pretrained', checkpoint='mmpatch://deit-small_in1k'),
     ),
-    neck=dict(
-        _delete_=True,
-        type='mmpatch.SimpleFeaturePyramid',
-        in_channels=384,
-        out_channels=256,
-        scale_factors=(0.5,),
-    ),
+    neck=dict(in_channels=384),
 )

@@ -1,7 +1,7 @@
 """Semantic FPN, ViT-B/16 of AugReg (ImageNet-21k), 80k iterations, ADE20K: no published number.
 
-46.4 mIoU for a ViT-B of DeiT in ViT-Adapter's paper (arXiv 2205.08534). Google's weights expect
-pixels as (x - 127.5) / 127.5.
+ViT-Adapter's paper (arXiv 2205.08534) has 46.4 mIoU for a ViT-B with DeiT's weights and another
+neck. Google's weights expect pixels as (x - 127.5) / 127.5.
 
     python tools/train.py configs/vit/fpn_vit-b_8xb2-80k_ade20k-512x512.py
 """

@@ -1,8 +1,8 @@
 """Mask R-CNN, ViT-B of MAE with windows, 100 epochs, COCO: ViTDet, 51.6 box AP, 45.9 mask AP.
 
 Recipe and numbers of detectron2, ``projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py`` and
-its README: AdamW 1e-4 with layer decay 0.7, weight decay 0.1, batch 64, 184375 iterations, jittered
-crops of 1024, mixed precision. MAE's weights are for non-commercial use only.
+its README: AdamW 1e-4 with layer decay 0.7, weight decay 0.1, batch 64, 184375 iterations,
+large-scale jitter at 1024, mixed precision. The licence of MAE's weights forbids commercial use.
 
     torchrun --nproc_per_node 16 tools/train.py \
         configs/vit/mask-rcnn_vit-b-mae_sfp_16xb4-lsj-100e_coco.py --launcher pytorch
@@ -14,11 +14,10 @@ _base_ = [
 ]
 
 image_size = (1024, 1024)
-norm_cfg = dict(type='mmpatch.LN2d', eps=1e-6)  # the host would set 1e-5
+norm_cfg = dict(type='mmpatch.LN2d', eps=1e-6)  # mmcv's default is 1e-5
 model = dict(
-    data_preprocessor=dict(
-        batch_augments=[dict(type='mmdet.BatchFixedSizePad', size=image_size, pad_mask=True)]
-    ),
+    # Images of at most 1024 x 1024 become 1024 x 1024, padded with zeros after normalization.
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         _delete_=True,
         type='mmpatch.VisionTransformer',
@@ -42,6 +41,7 @@ model = dict(
         num_outs=5,
     ),
     rpn_head=dict(num_convs=2),
+    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))),
     roi_head=dict(
         bbox_head=dict(
             type='mmdet.Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg
@@ -52,7 +52,6 @@ model = dict(
 test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='Resize', scale=image_size, keep_ratio=True),
-    dict(type='Pad', size=image_size, pad_val=dict(img=(114, 114, 114))),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',

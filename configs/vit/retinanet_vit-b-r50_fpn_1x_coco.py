@@ -1,7 +1,8 @@
-"""RetinaNet, hybrid R50+ViT-B/16 under FPN by its own stages, 1x, COCO: no published number.
+"""RetinaNet, hybrid R50+ViT-B/16, 1x, COCO: no published number.
 
-The pyramid is the ResNet's map of stride 8 and the ViT's of stride 16; three more levels follow by
-convolution. Google's weights expect pixels as (x - 127.5) / 127.5. The recipe is a guess.
+The FPN takes the ResNet's map of stride 8 and the ViT's of stride 16, and adds three levels by
+convolution. Google's weights expect pixels as (x - 127.5) / 127.5. The recipe is a guess: that of
+ViT-Adapter's plain ViTs without drop path, and with weight decay on biases.
 
     python tools/train.py configs/vit/retinanet_vit-b-r50_fpn_1x_coco.py
 """

@@ -44,6 +44,8 @@ class Container(MetaFormer):
         arch: 'light' is the released ``container_v1_light``. 'light-paper' and 'base' are derived:
             the same blocks with MLP ratio 4 in every stage, which meets the size that the paper
             gives for CONTAINER-Light, and, with self-attention in all stages, for CONTAINER.
+            A review of the paper prints depths 2-3-8-3 and widths 128-256-320-512, which no
+            released code builds.
         kwargs: Arguments of :class:`MetaFormer`, which override the table, such as ``token_mixers``
             for other affinities and gates (:class:`mmpatch.mixers.ContextAggregation`).
     """

@@ -66,7 +66,8 @@ class ConvMixer(MetaFormer):
         arch: 'width/depth' as in the paper, with the patch, kernel and activation of the released
             code or, where no weights were released, of lists of the paper's variants; a suffix
             tells variants of one width and depth apart: '768/32-k3-p14', '1536/20-k3',
-            '1536/20-p14'. '256/8' is the network of the authors' CIFAR-10 code.
+            '1536/20-p14'. '256/8' is the default of ``locuslab/convmixer-cifar10`` (0.594 M
+            parameters), not the CIFAR-10 network of the paper (0.7 M).
         patch_size: Overrides the table.
         kernel_size: Overrides the table; even kernels are padded by one more at the end.
         residual: Whether the depthwise convolution has a residual.

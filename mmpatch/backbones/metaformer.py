@@ -22,12 +22,15 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'SiLU': nn.SiLU,
 }
 
-
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     'MetaFormerBlock': MetaFormerBlock,
     'ConvMixerBlock': ConvMixerBlock,
 }
-MEMORY_FORMATS = ('auto', 'channels_last', 'contiguous')
+MEMORY_FORMATS = {
+    'auto': None,
+    'channels_last': torch.channels_last,
+    'contiguous': torch.contiguous_format,
+}
 
 
 @MODELS.register_module()
@@ -46,8 +49,8 @@ class MetaFormer(BaseModule):
             and the channels stay, there is none.
         in_channels: Channels of the image.
         stem: Arguments of :class:`PatchEmbed`: ``kernel_size`` (the stride unless given),
-            ``padding``, ``norm``, ``act``; or, with ``type``, another registered stem, which is
-            made from (in_channels, dim, stride=...), such as :class:`ResNetStem`.
+            ``padding``, ``norm``, ``act``; or, with ``type``, another registered stem, such as
+            :class:`ResNetStem`. It is built as (in_channels, dim, stride=...) and has a ``stride``.
         downsample: The same for the downsampling between stages.
         block: 'MetaFormerBlock', 'ConvMixerBlock', or a callable with their arguments.
         block_args: Further arguments of the block.
@@ -135,14 +138,13 @@ class MetaFormer(BaseModule):
             raise ValueError(f'{name}: out_indices=() must name stages of 0..{count - 1}')
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
             raise ValueError(f'{name}: frozen_stages={frozen_stages} is not in -1..{count}')
-        if isinstance(block, str) and block not in BLOCKS:
-            raise ValueError(f'{name}: block={block!r} is not one of {sorted(BLOCKS)}')
-        if act not in ACTIVATIONS:
-            raise ValueError(f'{name}: act={act!r} is not one of {sorted(ACTIVATIONS)}')
-        if memory_format not in MEMORY_FORMATS:
-            raise ValueError(
-                f'{name}: memory_format={memory_format!r} is not one of {list(MEMORY_FORMATS)}'
-            )
+        for key, value, choices in (
+            ('block', block, BLOCKS),
+            ('act', act, ACTIVATIONS),
+            ('memory_format', memory_format, MEMORY_FORMATS),
+        ):
+            if value not in choices and not (key == 'block' and callable(value)):
+                raise ValueError(f'{name}: {key}={value!r} is not one of {sorted(choices)}')
         self.in_channels = in_channels
         self.memory_format = memory_format
         self.depths = tuple(depths)
@@ -184,20 +186,14 @@ class MetaFormer(BaseModule):
             if out_norm and i in self.out_indices:
                 self.out_norms[str(i)] = make_out_norm(dims[i])
 
-        levels = getattr(self.stem, 'level_strides', ())
-        widths = getattr(self.stem, 'level_channels', ())
+        widths, levels = (getattr(self.stem, f'level_{k}', ()) for k in ('channels', 'strides'))
         self.stem_indices = increasing(
             f'{name}: stem_indices', 'levels of the stem', stem_indices, len(levels)
         )
         totals = list(accumulate(strides, mul))
-        self.out_channels = (
-            *(widths[i] for i in self.stem_indices),
-            *(dims[i] for i in self.out_indices),
-        )
-        self.out_strides = (
-            *(levels[i] for i in self.stem_indices),
-            *(totals[i] for i in self.out_indices),
-        )
+        maps = [(widths[i], levels[i]) for i in self.stem_indices]
+        maps += [(dims[i], totals[i]) for i in self.out_indices]
+        self.out_channels, self.out_strides = zip(*maps, strict=True)
         self._nchw_on_cuda = any(map(_is_slow_in_channels_last, self.stages.modules()))
         self._check_tokens()
         self._freeze()
@@ -292,13 +288,9 @@ class MetaFormer(BaseModule):
 
     def _choose_memory_format(self, device: torch.device) -> torch.memory_format:
         """The one place that asks for a device: see ``memory_format`` of the constructor."""
-        choice = self.memory_format
-        if choice == 'auto':
-            channels_last = device.type in ('cpu', 'meta') or (
-                device.type == 'cuda' and not self._nchw_on_cuda
-            )
-            choice = 'channels_last' if channels_last else 'contiguous'
-        return torch.channels_last if choice == 'channels_last' else torch.contiguous_format
+        chosen = MEMORY_FORMATS[self.memory_format]
+        nchw = self._nchw_on_cuda if device.type == 'cuda' else device.type not in ('cpu', 'meta')
+        return chosen or (torch.contiguous_format if nchw else torch.channels_last)
 
     def _freeze(self) -> None:
         """Freeze the stem and the first ``frozen_stages`` stages, batch statistics included."""
@@ -313,12 +305,8 @@ class MetaFormer(BaseModule):
         """Raise if tokens without a place would reach a mixer that needs every token's place."""
         if self.positions is None or not self.positions.num_tokens:
             return
-        blocks = [block for stage in self.stages for block in stage.blocks]
-        lost = {
-            type(b.token_mixer).__name__
-            for b in blocks
-            if not getattr(b.token_mixer, 'takes_tokens', False)
-        }
+        mixers = [block.token_mixer for stage in self.stages for block in stage.blocks]
+        lost = {type(m).__name__ for m in mixers if not getattr(m, 'takes_tokens', False)}
         lost |= {'a downsampling' for s in self.stages if not isinstance(s.downsample, nn.Identity)}
         if lost:
             raise ValueError(

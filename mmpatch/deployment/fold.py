@@ -1,7 +1,6 @@
 """Folding: norms, residual scales and gates of a trained network become part of its products.
 
-Each rewrite is an identity of real numbers, so outputs stay equal to rounding. Blocks become rows
-of plain modules, for eager mode, autocast, tracing, export and every device.
+Each rewrite is an identity of real numbers. Blocks become rows of plain modules.
 """
 
 import copy
@@ -176,8 +175,7 @@ def _split_norm(norm: Any) -> tuple[nn.Module | None, Affine | None]:
         scale = _scale((norm.running_var + norm.eps).rsqrt(), norm.weight)
         shift = -norm.running_mean * scale
         return None, (scale, shift if norm.bias is None else shift + norm.bias)
-    known = type(norm) in (GroupNorm, GroupNorm1, LayerNorm2d)
-    if not known or norm.weight is None or norm.bias is None:
+    if type(norm) not in (GroupNorm, GroupNorm1, LayerNorm2d) or norm.weight is None:
         return norm, None
     rest = copy.deepcopy(norm)
     rest.weight, rest.bias, rest.affine = None, None, False
@@ -188,10 +186,9 @@ def _fold_input(product: Any, affine: Affine | None) -> nn.Module:
     """Product of ``x * scale + shift``."""
     if affine is None:
         return product
-    scale, shift = affine
     weight = product.weight.flatten(1)
-    bias = weight @ shift if product.bias is None else weight @ shift + product.bias
-    return _replace(product, (weight * scale).view_as(product.weight), bias)
+    bias = weight @ affine[1] if product.bias is None else weight @ affine[1] + product.bias
+    return _replace(product, (weight * affine[0]).view_as(product.weight), bias)
 
 
 def _fold_output(product: Any, scale: Tensor | None) -> nn.Module:

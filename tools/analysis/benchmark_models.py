@@ -2,10 +2,10 @@
 
     python tools/analysis/benchmark_models.py --out models.json
 
-The detector is mmdet's, the same but for the backbone: PoolFormer-S12 of mmpatch, in its fast and
-in its plain forms; timm's in a wrapper; and, for orientation, PVT-Tiny and ResNet-18 of mmdet.
-Times are taken in turns in one process, peaks in a process for each model and use. Weights are
-random, so predictions are few: what is timed is the network.
+The detector is mmdet's, the same but for the backbone: PoolFormer-S12 of mmpatch; timm's in a
+wrapper; and, for orientation, PVT-Tiny and ResNet-18 of mmdet. Times are taken in turns in one
+process that keeps freed memory, peaks in a process for each model and use. Weights are random, so
+predictions are few: what is timed is the network.
 """
 
 import argparse
@@ -13,13 +13,12 @@ import json
 import resource
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from benchmark import measure, versions
+from benchmark import describe_machine, measure
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -27,7 +26,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 import mmpatch
-from mmpatch.fast.forms import plain_forms
+from mmpatch.engine.memory import keep_freed_memory
 from mmpatch.registry import MODELS
 
 SIZE = 800, 1344
@@ -54,7 +53,6 @@ PVT = {
 RESNET = {'type': 'mmdet.ResNet', 'depth': 18, 'out_indices': (1, 2, 3), 'norm_eval': True}
 BACKBONES: dict[str, tuple[dict[str, Any] | None, list[int]]] = {
     'timm PoolFormer-S12': ({'type': 'mmpatch.TimmPoolFormer'}, [128, 320, 512]),
-    'mmpatch plain form': (None, [128, 320, 512]),
     'mmpatch': (None, [128, 320, 512]),
     'mmdet PVT-Tiny': (PVT, [128, 320, 512]),
     'mmdet ResNet-18': (RESNET, [128, 256, 512]),
@@ -74,7 +72,6 @@ class Detector:
         if backbone is not None:
             cfg.model.backbone = backbone
         cfg.model.neck.in_channels = channels
-        self.plain = name == 'mmpatch plain form'
         self.model = MODELS.build(cfg.model)
         self.image = torch.randn(1, 3, *SIZE)
         self.sample = DetDataSample(
@@ -93,17 +90,14 @@ class Detector:
     def inference(self) -> None:
         """Predictions for the image."""
         self.model.eval()
-        with plain_forms() if self.plain else nullcontext(), torch.no_grad():
+        with torch.no_grad():
             self.model(self.image, [self.sample], mode='predict')
 
     def training(self) -> None:
         """Losses of the image, and their gradients."""
         self.model.train()
-        with plain_forms() if self.plain else nullcontext():
-            losses = self.model(self.image, [self.sample], mode='loss')
-            sum(
-                sum(part) if isinstance(part, list) else part for part in losses.values()
-            ).backward()
+        losses = self.model(self.image, [self.sample], mode='loss')
+        sum(sum(part) if isinstance(part, list) else part for part in losses.values()).backward()
 
 
 def peak(name: str, use: str) -> float:
@@ -132,6 +126,7 @@ def main() -> None:
     parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     torch.manual_seed(0)
     register_all_modules(init_default_scope=True)
     if args.peak:
@@ -149,7 +144,7 @@ def main() -> None:
         sys.stdout.flush()
         found[use] = {'seconds': seconds, 'peak_mib': peaks[use]}
     if args.out:
-        result = {'threads': args.threads, 'versions': versions(), 'retinanet': found}
+        result = {'threads': args.threads, **describe_machine(), 'retinanet': found}
         args.out.write_text(json.dumps(result, indent=1))
 
 

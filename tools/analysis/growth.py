@@ -22,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmark import kept_bytes, measure, versions
+from benchmark import count_kept_bytes, describe_machine, measure
 
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
 
@@ -76,7 +76,7 @@ def measured(model: MetaFormer) -> dict[str, Any]:
         found['seconds'].append(times[''])
         found['attention_seconds'].append(sum(calls))
         model.train()
-        found['kept_bytes'].append(kept_bytes(model, lambda x=x: model(x)))
+        found['kept_bytes'].append(count_kept_bytes(model, lambda x=x: model(x)))
     found['time_exponent'] = exponent(found['seconds'])
     found['kept_exponent'] = exponent(found['kept_bytes'])
     if sum(found['attention_seconds']):
@@ -141,7 +141,7 @@ def main() -> None:
     if args.plot:
         draw(found, args.plot)
     if args.out:
-        result = {'sides': SIDES, 'versions': versions(), 'networks': found}
+        result = {'sides': SIDES, **describe_machine(), 'networks': found}
         args.out.write_text(json.dumps(result, indent=1))
 
 
