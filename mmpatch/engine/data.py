@@ -42,8 +42,8 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                     kind = str(dataset.get('type', '')).split('.')[-1]
                     how = f'; download it from {DATA_SOURCES[kind]}' if kind in DATA_SOURCES else ''
                     raise FileNotFoundError(
-                        f'{path} does not exist ({split} data of the config). {kind} reads it{how}. '
-                        'To train elsewhere, pass --cfg-options data_root=FOLDER; to draw a small '
+                        f'{path} does not exist ({split} data of the config). {kind} reads it{how}.'
+                        ' To train elsewhere, pass --cfg-options data_root=FOLDER; to draw a small '
                         'set of the same layout, run python tools/make_toy_data.py.'
                     )
 
