@@ -8,28 +8,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
-from mmengine.registry import Registry
+from mmengine import registry
 from torch import nn
 
 #: Makes a module of a given width, so that a block can be told what to mix or normalise with.
 Factory = Callable[[int], nn.Module]
 
-MODELS = Registry(
+MODELS = registry.Registry(
     'model',
-    parent=MMENGINE_MODELS,
+    parent=registry.MODELS,
     scope='mmpatch',
     locations=['mmpatch.layers', 'mmpatch.mixers', 'mmpatch.backbones', 'mmpatch.necks'],
 )
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_CONSTRUCTORS,
-    scope='mmpatch',
-    locations=['mmpatch.engine'],
+_make_engine_registry = partial(registry.Registry, scope='mmpatch', locations=['mmpatch.engine'])
+HOOKS = _make_engine_registry('hook', parent=registry.HOOKS)
+OPTIM_WRAPPER_CONSTRUCTORS = _make_engine_registry(
+    'optimizer wrapper constructor', parent=registry.OPTIM_WRAPPER_CONSTRUCTORS
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmpatch', locations=['mmpatch.engine'])
 
 
 def factory(spec: str | dict[str, Any] | Factory | None) -> Factory:

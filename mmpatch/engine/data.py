@@ -1,7 +1,9 @@
 """Checks of data that name the wrong file at the start, instead of a failure hours later."""
 
+import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,10 @@ from mmengine.logging import print_log
 MAX_NAMES = 5
 PATH_KEYS = ('img_path', 'seg_map_path')
 DATA_SOURCES = {
-    'CocoDataset': (
-        'COCO 2017 comes from https://cocodataset.org/#download (train2017, val2017, annotations)'
-    ),
-    'ADE20KDataset': (
-        'ADE20K comes from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
-    ),
+    'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
+    'ADE20KDataset': 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
 }
-OTHER_DATA_HINT = (
-    'To train elsewhere, pass --cfg-options data_root=FOLDER; '
-    'to draw a small set of the same layout, run python tools/make_toy_data.py'
-)
+_warn = partial(print_log, logger='current', level=logging.WARNING)
 
 
 def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -36,7 +31,8 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         FileNotFoundError: Names the first path that is missing, and how to get the data.
     """
     for split in splits:
-        for dataset in _find_dataset_configs(cfg.get(f'{split}_dataloader')):
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in _find_datasets(loader.dataset) if loader else ():
             root = Path(dataset.get('data_root') or '')
             if dataset.get('backend_args'):
                 continue  # not on a local disk
@@ -44,10 +40,11 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
             for path in [root, *(root / name for name in names if name)]:
                 if not path.exists():
                     kind = str(dataset.get('type', '')).split('.')[-1]
-                    how = DATA_SOURCES.get(kind, f'{kind} reads it')
+                    how = f'; download it from {DATA_SOURCES[kind]}' if kind in DATA_SOURCES else ''
                     raise FileNotFoundError(
-                        f'{path} does not exist ({split} data of the config). {how}. '
-                        f'{OTHER_DATA_HINT}.'
+                        f'{path} does not exist ({split} data of the config). {kind} reads it{how}.'
+                        ' To train elsewhere, pass --cfg-options data_root=FOLDER; to draw a small '
+                        'set of the same layout, run python tools/make_toy_data.py.'
                     )
 
 
@@ -63,11 +60,10 @@ def replace_data_root(cfg: Config, data_root: str) -> None:
 
     def move(value: Any) -> Any:
         if isinstance(value, dict):
-            for key in value:
-                value[key] = move(value[key])
-        elif isinstance(value, list | tuple):
+            return type(value)({key: move(item) for key, item in value.items()})
+        if isinstance(value, list | tuple):
             return type(value)(move(item) for item in value)
-        elif isinstance(value, str) and (value == old or value.startswith(f'{old}/')):
+        if isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
             return f'{data_root.rstrip("/")}{value[len(old) :]}'
         return value
 
@@ -87,13 +83,16 @@ def check_dataset(dataset: Any) -> None:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
     """
     for part in _find_datasets(dataset):
-        if getattr(part, 'backend_args', None) or isinstance(part.pipeline, SampleNamingPipeline):
+        if not isinstance(part, BaseDataset) or getattr(part, 'backend_args', None):
+            continue
+        if isinstance(part.pipeline, SampleNamingPipeline):
             continue
         bad: list[str] = []
         labels: dict[str, set[str]] = {}  # names by folder
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
-            bad += (info[key] for key in PATH_KEYS if info.get(key) and _is_empty(info[key]))
+            paths = [info[key] for key in PATH_KEYS if info.get(key)]
+            bad += (p for p in paths if not (os.path.exists(p) and os.path.getsize(p)))
             if info.get('seg_map_path'):
                 folder, name = os.path.split(info['seg_map_path'])
                 labels.setdefault(folder, set()).add(name)
@@ -120,15 +119,12 @@ def count_lost_annotations() -> None:
     class CountingCOCO(CocoDataset.COCOAPI):
         def createIndex(self) -> None:  # noqa: N802, the name in pycocotools
             super().createIndex()
-            lost = [
-                a['id']
-                for a in self.dataset.get('annotations', ())
-                if a['image_id'] not in self.imgs
-            ]
+            listed = self.dataset.get('annotations', ())
+            lost = [str(a['id']) for a in listed if a['image_id'] not in self.imgs]
             if lost:
                 _warn(
                     f'{len(lost)} annotations belong to images that the annotation file does not '
-                    f'list and are not used: ids {_join_first([str(i) for i in lost])}'
+                    f'list and are not used: ids {_join_first(lost)}'
                 )
 
     CocoDataset.COCOAPI = CountingCOCO
@@ -165,39 +161,16 @@ class SampleNamingPipeline:
         return getattr(self.pipeline, name)
 
 
-def _find_dataset_configs(loader: Any) -> Iterator[Any]:
-    """Configs of the datasets that the wrappers of a dataloader hold."""
-    stack = [loader.dataset] if loader else []
-    while stack:
-        cfg = stack.pop()
-        if 'datasets' in cfg:
-            stack += cfg.datasets
-        elif 'dataset' in cfg:
-            stack.append(cfg.dataset)
-        else:
-            yield cfg
-
-
-def _find_datasets(dataset: Any) -> Iterator[BaseDataset]:
-    """Datasets that wrappers hold."""
-    if isinstance(dataset, BaseDataset):
+def _find_datasets(dataset: Any) -> Iterator[Any]:
+    """Datasets, or configs of them, that wrappers hold."""
+    get = dataset.get if isinstance(dataset, dict) else partial(getattr, dataset)
+    inner = get('datasets', None) or get('dataset', None)
+    if inner is None:
         yield dataset
-    for inner in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
-        if inner is not None:
-            yield from _find_datasets(inner)
-
-
-def _is_empty(path: str) -> bool:
-    """Whether there is no file at a path, or one without content."""
-    try:
-        return not os.path.getsize(path)
-    except OSError:
-        return True
+        return
+    for part in inner if isinstance(inner, list | tuple) else [inner]:
+        yield from _find_datasets(part)
 
 
 def _join_first(names: list[str]) -> str:
     return ', '.join(names[:MAX_NAMES]) + (', ...' if len(names) > MAX_NAMES else '')
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=30)

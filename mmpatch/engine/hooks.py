@@ -1,14 +1,12 @@
 """Hooks that the tools add to every config."""
 
-import random
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 from mmpatch.engine.data import check_dataset
 from mmpatch.registry import HOOKS
@@ -41,11 +39,7 @@ class CheckInvalidLossHook(Hook):
     """
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any | None = None,
-        outputs: dict[str, Any] | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Check the loss of one iteration.
 
@@ -85,16 +79,9 @@ class StepSeedHook(Hook):
         seed = (runner.seed + 1000003 * (runner.epoch if by_epoch else 0)) % 2**31
         loader = runner.train_dataloader
         if by_epoch and isinstance(loader.worker_init_fn, partial):
-            init: partial[Any] = loader.worker_init_fn  # adds the rank itself
-            loader.worker_init_fn = partial(
-                init.func, *init.args, **{**init.keywords, 'seed': seed}
-            )
-        random.seed(seed + runner.rank)
-        np.random.seed((seed + runner.rank) % 2**32)
-        torch.manual_seed(seed + runner.rank)
+            loader.worker_init_fn = partial(loader.worker_init_fn, seed=seed)  # adds rank
+        set_random_seed(seed + runner.rank)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any | None = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the model draws, differently on every rank."""
         torch.manual_seed(runner.seed + 7919 * runner.iter + runner.rank)

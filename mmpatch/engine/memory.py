@@ -21,9 +21,8 @@ def keep_freed_memory() -> bool:
         Whether glibc was asked. It is not asked on a GPU, whose memory torch keeps itself, and if
         the environment variable ``MMPATCH_KEEP_HEAP`` is 0. Other C libraries are left alone.
     """
-    if os.environ.get(VARIABLE) == '0' or torch.cuda.is_available():
-        return False
-    if platform.libc_ver()[0] != 'glibc':
+    is_off = os.environ.get(VARIABLE) == '0' or torch.cuda.is_available()
+    if is_off or platform.libc_ver()[0] != 'glibc':
         return False
     libc = ctypes.CDLL(None)
     # Large blocks come from the heap instead of mmap, and its free end stays (-1: no threshold).

@@ -3,12 +3,10 @@
 import math
 import re
 import warnings
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
-from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from mmpatch.registry import MODELS
@@ -40,14 +38,13 @@ def check_model(cfg: Any, scope: str | None = None) -> None:
         levels = _run_necks(registry, _as_list(cfg.get('neck')), maps)
         if levels is None:
             return
-        strides = [side / level.shape[3] for level in levels]
-        strides = [int(stride) if stride == int(stride) else stride for stride in strides]
+        strides = [int(s) if s == int(s) else s for s in (side / x.shape[3] for x in levels)]
         _check_heads(cfg, [level.shape[1] for level in levels], strides)
         _check_padding(cfg, strides, max(backbone.out_strides))
         _warn_of_unread_outputs(backbone, _find_unread(registry, cfg, maps, levels))
 
 
-def _build(registry: Registry, place: str, cfg: Any) -> nn.Module:
+def _build(registry: Any, place: str, cfg: Any) -> nn.Module:
     """Build one part of a model; an argument that its type does not take is a ValueError."""
     try:
         return registry.build(deepcopy(cfg))
@@ -61,23 +58,19 @@ def _build(registry: Registry, place: str, cfg: Any) -> nn.Module:
         ) from error
 
 
-def _run_necks(registry: Registry, cfgs: list[Any], maps: list[Tensor]) -> list[Tensor] | None:
+def _run_necks(registry: Any, cfgs: list[Any], maps: list[Tensor]) -> list[Tensor] | None:
     """Levels behind the necks; None if one does not run on the meta device."""
-    try:
-        necks = [_build(registry, 'neck', cfg) for cfg in cfgs]
-    except ValueError:
-        raise
-    except Exception:  # whatever a neck asks for that is not there yet
-        return None
+    necks: list[nn.Module] = []
     levels = maps
     try:
+        necks = [_build(registry, 'neck', cfg) for cfg in cfgs]
         for neck in necks:
             levels = list(neck.eval()(tuple(levels)))
         return levels if all(level.ndim == 4 for level in levels) else None
-    except Exception as error:
+    except Exception as error:  # a neck may ask for anything that is not there yet
         given = cfgs[0].get('in_channels')
         channels = [x.shape[1] for x in maps]
-        if given is not None and _as_list(given) != channels:
+        if necks and given is not None and _as_list(given) != channels:
             raise ValueError(
                 f'model.neck.in_channels={given}, but the backbone gives {channels}: '
                 'set the one to the other (out_indices of the backbone says which)'
@@ -87,15 +80,12 @@ def _run_necks(registry: Registry, cfgs: list[Any], maps: list[Tensor]) -> list[
         return None
 
 
-def _find_unread(
-    registry: Registry, cfg: Any, maps: list[Tensor], levels: list[Tensor]
-) -> list[int]:
+def _find_unread(registry: Any, cfg: Any, maps: list[Tensor], levels: list[Tensor]) -> list[int]:
     """Positions of the backbone's outputs that get no gradient.
 
     Heads of segmentors may read some levels only; those of detectors read all.
     """
-    heads = _as_list(cfg.get('decode_head'))
-    others = _as_list(cfg.get('auxiliary_head'))
+    heads, others = _as_list(cfg.get('decode_head')), _as_list(cfg.get('auxiliary_head'))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # heads warn again when they are built to train
@@ -134,9 +124,9 @@ def _check_padding(cfg: Any, strides: list[float], coarsest: float) -> None:
     """Padded images must be multiples of whole strides, but for levels pooled from others."""
     scales = [s for neck in _as_list(cfg.get('neck')) for s in neck.get('scale_factors') or ()]
     strides = [stride for stride in strides if stride <= coarsest / min(scales, default=1)]
-    padded = (cfg.get('data_preprocessor') or {}).get('pad_size_divisor')
-    needed = math.lcm(*(int(stride) for stride in strides if stride == int(stride)))
-    if padded is not None and padded > 1 and padded % needed:
+    padded = (cfg.get('data_preprocessor') or {}).get('pad_size_divisor') or 1
+    needed = math.lcm(*(stride for stride in strides if isinstance(stride, int)))
+    if padded > 1 and padded % needed:
         raise ValueError(
             f'model.data_preprocessor.pad_size_divisor={padded} is no multiple of {needed}: maps '
             f'of strides {strides} would not cover the image evenly; use '
@@ -145,55 +135,41 @@ def _check_padding(cfg: Any, strides: list[float], coarsest: float) -> None:
 
 
 def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
-    for place in ('bbox_head', 'rpn_head'):
-        for head in _as_list(cfg.get(place)):
-            given = (head.get('anchor_generator') or {}).get('strides') or strides
-            anchors = [s[0] if isinstance(s, Sequence) else s for s in given]
-            # YOLACT's anchors are spread over the image, at strides that are no whole numbers.
-            if anchors != strides and all(s == int(s) for s in anchors):
-                raise ValueError(
-                    f'model.{place}.anchor_generator.strides={list(given)}, but the levels have '
-                    f'strides {strides}'
-                )
-            _check_channels(f'model.{place}', head, channels)
-    for place in ('bbox_roi_extractor', 'mask_roi_extractor'):
-        for extractor in _as_list((cfg.get('roi_head') or {}).get(place)):
-            given = extractor.get('featmap_strides')
-            if given is not None and list(given) != strides[: len(given)]:
-                raise ValueError(
-                    f'model.roi_head.{place}.featmap_strides={list(given)}, but the levels have '
-                    f'strides {strides}'
-                )
-    for place in ('decode_head', 'auxiliary_head'):
-        for head in _as_list(cfg.get(place)):
-            _check_segmentation_head(f'model.{place}', head, channels, strides)
-
-
-def _check_segmentation_head(
-    place: str, head: Any, channels: list[int], strides: list[float]
-) -> None:
-    given = head.get('in_index')
-    indices = [] if given is None else _as_list(given)
-    if any(not -len(channels) <= i < len(channels) for i in indices):
-        raise ValueError(f'{place}.in_index={given}, but there are {len(channels)} levels')
-    _check_channels(place, head, [channels[i] for i in indices])
-    ratios = head.get('feature_strides')
-    if ratios is not None and [s / ratios[0] for s in ratios] != [
-        s / strides[0] for s in strides[: len(ratios)]
-    ]:
-        raise ValueError(
-            f'{place}.feature_strides={list(ratios)} do not grow as the strides {strides} of the '
-            'levels'
-        )
+    levels = f'but the levels have strides {strides}'
+    for place, head in _find_parts(cfg, 'model', 'bbox_head', 'rpn_head'):
+        given = (head.get('anchor_generator') or {}).get('strides') or strides
+        anchors = [_as_list(stride)[0] for stride in given]
+        # YOLACT's anchors are spread over the image, at strides that are no whole numbers.
+        if anchors != strides and all(s == int(s) for s in anchors):
+            raise ValueError(f'{place}.anchor_generator.strides={list(given)}, {levels}')
+        _check_channels(place, head, channels)
+    for place, extractor in _find_parts(
+        cfg.get('roi_head') or {}, 'model.roi_head', 'bbox_roi_extractor', 'mask_roi_extractor'
+    ):
+        given = _as_list(extractor.get('featmap_strides'))
+        if given != strides[: len(given)]:
+            raise ValueError(f'{place}.featmap_strides={given}, {levels}')
+    for place, head in _find_parts(cfg, 'model', 'decode_head', 'auxiliary_head'):
+        given = head.get('in_index')
+        if any(not -len(channels) <= i < len(channels) for i in _as_list(given)):
+            raise ValueError(f'{place}.in_index={given}, but there are {len(channels)} levels')
+        _check_channels(place, head, [channels[i] for i in _as_list(given)])
+        given = _as_list(head.get('feature_strides'))
+        if [s / given[0] for s in given] != [s / strides[0] for s in strides[: len(given)]]:
+            raise ValueError(
+                f"{place}.feature_strides={given} do not grow as the levels' strides {strides}"
+            )
 
 
 def _check_channels(place: str, head: Any, channels: list[int]) -> None:
     given = head.get('in_channels')
-    if given is None or not channels:
-        return
-    expected = list(given) if isinstance(given, Sequence) else [given] * len(channels)
-    if expected != channels:
+    if given is not None and channels not in ([], _as_list(given), [given] * len(channels)):
         raise ValueError(f'{place}.in_channels={given}, but the levels have {channels}')
+
+
+def _find_parts(cfg: Any, place: str, *names: str) -> list[tuple[str, Any]]:
+    """Configs of the parts that have one of the names, each with its place."""
+    return [(f'{place}.{name}', part) for name in names for part in _as_list(cfg.get(name))]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -48,17 +48,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, **kwargs)
         if prefix:  # called again for each child
             return
-        backbones = {
-            f'{name}.' if name else '': part
-            for name, part in module.named_modules()
-            if hasattr(part, 'get_layer_depth')
-        }
+        parts = [(f'{name}.' if name else '', part) for name, part in module.named_modules()]
+        backbones = [(name, part) for name, part in parts if hasattr(part, 'get_layer_depth')]
         if not backbones:
             raise ValueError(f'{type(module).__name__} has no backbone of mmpatch to give depths')
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         for group in params:
             name = names[id(group['params'][0])]
-            for start, backbone in backbones.items():
+            for start, backbone in backbones:
                 if name.startswith(start):
                     depth, count = backbone.get_layer_depth(name, start)
                     scale = self.decay_rate ** (count - 1 - depth)

@@ -16,7 +16,8 @@ from mmpatch.engine.data import check_paths, count_lost_annotations, replace_dat
 from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
 
-HOSTS = ('mmdet', 'mmseg')
+#: Hosts, and the extra of this package that installs each.
+HOSTS = {'mmdet': 'det', 'mmseg': 'seg'}
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -34,11 +35,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         metavar='KEY=VALUE',
         help='override settings, e.g. model.backbone.arch=s24; data_root=FOLDER moves all data',
     )
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
     result.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what started the processes',
+        '--launcher', choices=launchers, default='none', help='what started the processes'
     )
     # torch.distributed.launch passes the second form
     result.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -73,7 +72,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     host = cfg.get('default_scope')
     if host not in HOSTS:
-        raise ValueError(f'{args.config}: default_scope={host!r} must be one of {HOSTS}')
+        raise ValueError(f'{args.config}: default_scope={host!r} must be one of {tuple(HOSTS)}')
     try:
         check_paths(cfg, splits)
     except FileNotFoundError as error:
@@ -81,8 +80,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     try:
         importlib.import_module(host)
     except ImportError as error:
-        extra = {'mmdet': 'det', 'mmseg': 'seg'}[host]
-        raise ImportError(f'{host}: {error}; pip install mmpatch[{extra}]') from error
+        raise ImportError(f'{host}: {error}; pip install mmpatch[{HOSTS[host]}]') from error
     if host == 'mmdet':
         count_lost_annotations()
     try:

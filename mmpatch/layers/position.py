@@ -31,10 +31,9 @@ class PositionEmbed(nn.Module):
         self.num_tokens = num_tokens
         size = (grid, grid) if isinstance(grid, int) else tuple(grid)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *size))
-        self.cls_token = nn.Parameter(torch.zeros(1, dim, 1, num_tokens)) if num_tokens else None
-        self.cls_pos_embed = (
-            nn.Parameter(torch.zeros(1, dim, 1, num_tokens)) if num_tokens else None
-        )
+        zeros = torch.zeros(1, dim, 1, num_tokens)
+        self.cls_token = nn.Parameter(zeros) if num_tokens else None
+        self.cls_pos_embed = nn.Parameter(zeros.clone()) if num_tokens else None
         for parameter in self.parameters():
             trunc_normal_(parameter, std=0.02)
 
@@ -43,11 +42,7 @@ class PositionEmbed(nn.Module):
         positions: Tensor = self.pos_embed
         if positions.shape[2:] != x.shape[2:]:
             positions = F.interpolate(
-                positions.float(),
-                size=x.shape[2:],
-                mode='bicubic',
-                align_corners=False,
-                antialias=self.antialias,
+                positions.float(), size=x.shape[2:], mode='bicubic', antialias=self.antialias
             )
         x = x + positions.to(x.dtype)
         if self.cls_token is None or self.cls_pos_embed is None:

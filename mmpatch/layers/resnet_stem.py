@@ -48,30 +48,19 @@ class ResNetStem(nn.Module):
         self.level_strides = tuple(4 * 2**i for i in range(len(depths)))
         channels, reached = (WIDTH, *self.level_channels)[-1], (4, *self.level_strides)[-1]
         if stride % reached:
-            raise ValueError(
-                f'stride={stride} is no multiple of the stride {reached} of the ResNet'
-            )
+            raise ValueError(f"stride={stride} is no multiple of the ResNet's stride {reached}")
         self.stride = stride
         self.root = Conv(in_channels, WIDTH, 7, stride=2)
         self.root_norm = nn.GroupNorm(32, WIDTH)
         self.act = nn.ReLU()
         self.pool = create_pool2d('max', 3, stride=2, padding='same')
         self.stages = nn.ModuleList()
-        inputs = (WIDTH, *self.level_channels)
-        for i, depth in enumerate(depths):
-            stage = nn.Sequential()
-            for j in range(depth):
-                first = {'stride': 2 if i else 1, 'proj_layer': DownsampleConv} if j == 0 else {}
-                stage.append(
-                    Bottleneck(
-                        inputs[i if j == 0 else i + 1],
-                        self.level_channels[i],
-                        conv_layer=Conv,
-                        norm_layer=Norm,
-                        **first,
-                    )
-                )
-            self.stages.append(stage)
+        inputs = WIDTH
+        make = partial(Bottleneck, conv_layer=Conv, norm_layer=Norm)
+        for width, depth in zip(self.level_channels, depths, strict=True):
+            first = make(inputs, width, stride=2 if self.stages else 1, proj_layer=DownsampleConv)
+            self.stages.append(nn.Sequential(first, *(make(width, width) for _ in range(1, depth))))
+            inputs = width
         patch = stride // reached
         self.proj = PatchEmbed(channels, dim, kernel_size=patch, stride=patch)
 
@@ -83,10 +72,7 @@ class ResNetStem(nn.Module):
         """Maps of the stages, then the output of :meth:`forward`."""
         # Rounding grows through standardised weights and group norms: in another memory format the
         # sums' order alone moves the last stage by 3e-5. So they are summed as they were published.
-        x = x.contiguous()
-        x = self.pool(self.act(self.root_norm(self.root(x))))
-        maps = []
+        maps = [self.pool(self.act(self.root_norm(self.root(x.contiguous()))))]
         for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return [*maps, self.proj(x)]
+            maps.append(stage(maps[-1]))
+        return [*maps[1:], self.proj(maps[-1])]

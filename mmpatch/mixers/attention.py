@@ -37,11 +37,10 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        nn.init.trunc_normal_(self.qkv.weight, std=0.02)
-        nn.init.trunc_normal_(self.proj.weight, std=0.02)
-        nn.init.zeros_(self.proj.bias)
-        if qkv_bias:
-            nn.init.zeros_(self.qkv.bias)
+        for layer in (self.qkv, self.proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         #: Whether tokens without a place on the map may stand among the others.
         self.takes_tokens = rel_pos_size is None
         self.rel_pos = None
@@ -51,45 +50,34 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return self.project(self.mix(self.qkv(to_tokens(x)[:, 0]), x.shape[2:]), x.shape[2:])
-
-    def mix(self, qkv: Tensor, size: Grid) -> Tensor:
-        """Queries, keys and values (B, N, 3 C) of an (H, W) grid -> (B, heads, N, C / heads)."""
-        q, k, v = self._split(qkv)
-        bias = self.rel_pos(q, size) if self.rel_pos is not None else None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        q, k, v = self._split(x)
+        bias = None if self.rel_pos is None else self.rel_pos(q, x.shape[2:])
+        return self.project(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), x.shape[2:])
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N), rows of sum 1."""
-        q, k, _ = self._heads(x)
-        logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        if self.rel_pos is not None:
-            logits = logits + self.rel_pos(q, x.shape[2:])
-        return logits.softmax(-1)
+        q, k, _ = self._split(x)
+        bias = 0 if self.rel_pos is None else self.rel_pos(q, x.shape[2:])
+        return (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
 
     def values(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, C / heads)."""
-        return self._heads(x)[2]
+        return self._split(x)[2]
 
     def project(self, mixed: Tensor, size: Grid) -> Tensor:
         """Mixed values (B, heads, N, C / heads) -> (B, C, H, W)."""
         return to_map(self.proj(mixed.transpose(1, 2).flatten(2))[:, None], size)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (B, heads, N, C / heads) each."""
-        return self._split(self.qkv(to_tokens(x)[:, 0]))
-
-    def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, 3 C) -> (B, heads, N, C / heads), three times."""
-        return qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(to_tokens(x)[:, 0]).unflatten(2, (3, self.num_heads, -1))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class RelativePosition(nn.Module):
     """Logits from the distances of tokens in rows and in columns, one vector a distance.
 
-    Args:
-        head_dim: Channels of a head.
-        size: Grid for which distances are stored; others are interpolated.
+    The vectors are stored for the distances of one grid and interpolated for others.
     """
 
     def __init__(self, head_dim: int, size: Grid) -> None:
@@ -99,17 +87,15 @@ class RelativePosition(nn.Module):
 
     def forward(self, q: Tensor, size: Grid) -> Tensor:
         """Queries (B, heads, N, head_dim) of an (H, W) grid -> (B, heads, N, N)."""
-        height, width = size
-        grid = q.unflatten(2, (height, width))
-        rows = torch.einsum('bmhwc,hkc->bmhwk', grid, _distances(self.h, height))
-        columns = torch.einsum('bmhwc,wkc->bmhwk', grid, _distances(self.w, width))
+        grid = q.unflatten(2, tuple(size))
+        rows = torch.einsum('bmhwc,hkc->bmhwk', grid, _distances(self.h, size[0]))
+        columns = torch.einsum('bmhwc,wkc->bmhwk', grid, _distances(self.w, size[1]))
         return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
 
 
 def _distances(table: Tensor, length: int) -> Tensor:
     """(L, L, C) with the vector of distance i - j at (i, j)."""
     if len(table) != 2 * length - 1:
-        resized = F.interpolate(table.T[None], size=2 * length - 1, mode='linear')
-        table = resized[0].T
+        table = F.interpolate(table.T[None], size=2 * length - 1, mode='linear')[0].T
     at = torch.arange(length, device=table.device)
     return table[at[:, None] - at[None, :] + length - 1]

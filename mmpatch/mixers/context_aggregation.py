@@ -59,10 +59,8 @@ class ContextAggregation(nn.Module):
         self.num_heads = num_heads
         self.dynamic = dynamic
         self.qkv = nn.Conv2d(dim, 3 * dim if dynamic else dim, 1)
-        self.static: Any = None
-        if static == 'conv':
-            self.static = DepthwiseConv(dim, kernel_size)
-        elif static == 'mlp':
+        self.static: Any = DepthwiseConv(dim, kernel_size) if static == 'conv' else None
+        if static == 'mlp':
             self.static = SpatialMLP(dim, grid, num_heads, bias=False)
         self.proj = nn.Conv2d(dim, dim, 1)
         both = dynamic and static is not None
@@ -93,22 +91,19 @@ class ContextAggregation(nn.Module):
             return dynamic
         static = self.static.affinity(values)
         alpha, beta = self.gate_weights()
-        return (
-            alpha * dynamic.repeat_interleave(static.shape[1] // self.num_heads, 1) + beta * static
-        )
+        dynamic = dynamic.repeat_interleave(static.shape[1] // self.num_heads, 1)
+        return alpha * dynamic + beta * static
 
     def values(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, C / heads), heads as in the affinity."""
-        values = self._split(x)[-1]
-        conv = isinstance(self.static, DepthwiseConv)
-        return to_tokens(values, values.shape[1] if conv else self.num_heads)
+        return to_tokens(self._split(x)[-1], (self.static or self).num_heads)
 
     def project(self, mixed: Tensor, size: Grid) -> Tensor:
         """Mixed values (B, heads, N, C / heads) -> (B, C, H, W)."""
         maps = to_map(mixed, size)
-        if isinstance(self.static, DepthwiseConv) and self.static.conv.bias is not None:
+        if self.static is not None:  # the affinity leaves out its bias
             beta = self.gate_weights()[1] if self.dynamic else 1.0
-            maps = maps + beta * self.static.conv.bias.view(-1, 1, 1)
+            maps = maps + beta * self.static(torch.zeros_like(maps[:1]))
         return self.proj(maps)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:

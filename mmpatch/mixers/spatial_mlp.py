@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmpatch.mixers.tokens import Grid, to_map, to_tokens
+from mmpatch.mixers.tokens import Grid, StaticMixer, to_map, to_tokens
 from mmpatch.mixers.windowed import merge_windows, split_windows
 from mmpatch.registry import MODELS
 
 
 @MODELS.register_module()
-class SpatialMLP(nn.Module):
+class SpatialMLP(StaticMixer):
     """Linear maps over the tokens of a fixed grid, the same for all channels of a head.
 
     With one head: ResMLP's token mixing (https://arxiv.org/abs/2105.03404) and, without bias, the
@@ -58,18 +58,13 @@ class SpatialMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        size = x.shape[2:]
-        if tuple(size) == self.grid:
-            return self._mix(x)
-        if not self._told and not torch.compiler.is_compiling():
+        size = tuple(x.shape[2:])
+        if size != self.grid and not self._told and not torch.compiler.is_compiling():
             self._told = True
             how = {'resample': 'matrices are resampled', 'window': 'it runs in windows'}
-            print_log(
-                f'SpatialMLP of {self.grid} tokens on a map of {tuple(size)}: '
-                f'{how[self.other_grids]}',
-                logger='current',
-            )
-        if self.other_grids == 'resample':
+            message = f'SpatialMLP of {self.grid} tokens on a map of {size}: '
+            print_log(message + how[self.other_grids], logger='current')
+        if size == self.grid or self.other_grids == 'resample':
             return self._mix(x)
         return merge_windows(self._mix(split_windows(x, self.grid)), size)
 
@@ -83,36 +78,19 @@ class SpatialMLP(nn.Module):
             raise ValueError('two layers with an activation between are no affinity')
         if self.other_grids == 'window' and tuple(x.shape[2:]) != self.grid:
             raise ValueError(f'in windows of {self.grid} the affinity is one of each window')
-        weight, _ = self.fc1.at(self.grid, x.shape[2:], x.shape[2:])
-        return weight.expand(x.shape[0], -1, -1, -1)
-
-    def values(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, heads, N, C / heads)."""
-        return to_tokens(x, self.num_heads)
-
-    def project(self, mixed: Tensor, size: Grid) -> Tensor:
-        """Mixed values (B, heads, N, C / heads) -> (B, C, H, W): the bias is added."""
-        _, bias = self.fc1.at(self.grid, size, size)
-        return to_map(mixed if bias is None else mixed + bias[..., None], size)
+        return super().affinity(x)
 
     def _mix(self, x: Tensor) -> Tensor:
-        size = tuple(x.shape[2:])
+        size = x.shape[2:]
         tokens = to_tokens(x, self.num_heads)
-        if self.fc2 is None:
-            return to_map(self.fc1(tokens, self.grid, size, size), size)
-        hidden = F.gelu(self.fc1(tokens, self.grid, size, None))
-        return to_map(self.fc2(hidden, self.grid, None, size), size)
+        tokens = self.fc1(tokens, self.grid, size, size if self.fc2 is None else None)
+        if self.fc2 is not None:
+            tokens = self.fc2(F.gelu(tokens), self.grid, None, size)
+        return to_map(tokens, size)
 
 
 class TokenLinear(nn.Module):
-    """One matrix a head from input tokens to output tokens.
-
-    Args:
-        heads: Matrices.
-        inputs: Tokens in.
-        outputs: Tokens out.
-        bias: Whether output tokens have a bias.
-    """
+    """One matrix a head from input tokens to output tokens."""
 
     def __init__(self, heads: int, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
@@ -121,40 +99,25 @@ class TokenLinear(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(
-        self,
-        tokens: Tensor,
-        stored: Grid,
-        inputs: Grid | None,
-        outputs: Grid | None,
+        self, tokens: Tensor, stored: Grid, inputs: Grid | None, outputs: Grid | None
     ) -> Tensor:
-        """(B, heads, tokens in, c) -> (B, heads, tokens out, c)."""
-        weight, bias = self.at(stored, inputs, outputs)
-        mixed = weight @ tokens
-        return mixed if bias is None else mixed + bias[..., None]
+        """(B, heads, tokens in, c) -> (B, heads, tokens out, c).
 
-    def at(
-        self,
-        stored: Grid,
-        inputs: Grid | None,
-        outputs: Grid | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias for other grids; None for hidden tokens, which have no grid.
-
-        Inputs are interpolated and scaled by the share of their number, so that sums over tokens
-        stay what they were.
+        Weight and bias, stored for one grid, are interpolated for others, and inputs scaled by the
+        share of their number, so that sums over tokens stay what they were. Hidden tokens have no
+        grid (None).
         """
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if inputs is not None and tuple(inputs) != tuple(stored):
             scale = stored[0] * stored[1] / (inputs[0] * inputs[1])
-            weight = _resampled(weight, stored, inputs) * scale
+            weight = _resample(weight, stored, inputs) * scale
         if outputs is not None and tuple(outputs) != tuple(stored):
-            weight = _resampled(weight.transpose(1, 2), stored, outputs).transpose(1, 2)
-            bias = None if bias is None else _resampled(bias[:, None], stored, outputs)[:, 0]
-        return weight, bias
+            weight = _resample(weight.transpose(1, 2), stored, outputs).transpose(1, 2)
+            bias = None if bias is None else _resample(bias[:, None], stored, outputs)[:, 0]
+        return weight @ tokens if bias is None else weight @ tokens + bias[..., None]
 
 
-def _resampled(x: Tensor, old: Grid, new: Grid) -> Tensor:
+def _resample(x: Tensor, old: Grid, new: Grid) -> Tensor:
     """(heads, n, old tokens) -> (heads, n, new tokens), by bicubic interpolation of their grid."""
-    maps = x.unflatten(2, tuple(old))
-    return F.interpolate(maps, size=tuple(new), mode='bicubic', align_corners=False).flatten(2)
+    return F.interpolate(x.unflatten(2, tuple(old)), size=tuple(new), mode='bicubic').flatten(2)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Rows and columns of tokens.
 Grid = Sequence[int]
@@ -24,3 +24,25 @@ def impulses(size: Grid, like: Tensor) -> Tensor:
     """(N, 1, H, W): map n is 1 at token n, 0 elsewhere. Their images are the columns of a mixer."""
     count = size[0] * size[1]
     return torch.eye(count, dtype=like.dtype, device=like.device).view(count, 1, *size)
+
+
+class StaticMixer(nn.Module):
+    """A mixer whose affinity does not depend on the input: subclasses state their forward alone."""
+
+    #: Heads of the affinity: channels of a head are mixed alike, so one of each tells it.
+    num_heads = 1
+
+    def affinity(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, N), the same for every input of one size."""
+        probes = impulses(x.shape[2:], x).expand(-1, self.num_heads, -1, -1)
+        seen = self(probes) - self(torch.zeros_like(probes[:1]))  # without the bias
+        return seen.flatten(2).permute(1, 2, 0).expand(x.shape[0], -1, -1, -1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, N, C / heads)."""
+        return to_tokens(x, self.num_heads)
+
+    def project(self, mixed: Tensor, size: Grid) -> Tensor:
+        """Mixed values (B, heads, N, C / heads) -> (B, C, H, W); a bias is added."""
+        maps = to_map(mixed, size)
+        return maps + self(torch.zeros_like(maps[:1]))

@@ -60,7 +60,18 @@ class SimpleFeaturePyramid(BaseModule):
                 raise ValueError(f'scale_factors={scales}: {scale} is no power of two')
         if list(scales) != sorted(set(scales), reverse=True):
             raise ValueError(f'scale_factors={scales} must fall, from the finest level on')
-        channels, strides = _read_inputs(backbone, in_channels, in_stride)
+        channels = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels or ())
+        strides: tuple[float, ...] = () if in_stride is None else (in_stride,)
+        if isinstance(backbone, dict):
+            with torch.device('meta'):
+                backbone = MODELS.build({**backbone, 'init_cfg': None})
+        if backbone is not None:
+            found = tuple(backbone.out_channels)
+            if channels not in ((), found):
+                raise ValueError(f'in_channels={channels}, but the backbone gives {found}')
+            channels, strides = found, strides or tuple(backbone.out_strides)
+        if not channels:
+            raise ValueError('SimpleFeaturePyramid needs in_channels, or a backbone')
         if len(channels) not in (1, len(scales)):
             raise ValueError(
                 f'{len(channels)} inputs for {len(scales)} scale_factors: give one input for all '
@@ -71,27 +82,25 @@ class SimpleFeaturePyramid(BaseModule):
         self.in_channels = channels
         self.num_outs = num_outs or len(scales)
         norm = norm_factory(norm_cfg)
-        inputs = channels * len(scales) if len(channels) == 1 else channels
+        copies = len(scales) // len(channels)
         self.levels = nn.ModuleList(
             _make_level(c, out_channels, int(math.log2(scale)), norm)
-            for c, scale in zip(inputs, scales, strict=True)
+            for c, scale in zip(channels * copies, scales, strict=True)
         )
         self.out_channels = (out_channels,) * self.num_outs
         self.out_strides: tuple[float, ...] | None = None
-        if strides is not None:
-            per_level = strides * len(scales) if len(strides) == 1 else strides
+        if strides:
+            per_level = strides * (len(scales) // len(strides))
             reached = [stride / s for stride, s in zip(per_level, scales, strict=True)]
-            extra = [reached[-1] * 2**i for i in range(1, self.num_outs - len(scales) + 1)]
-            self.out_strides = tuple(int(s) if s == int(s) else s for s in (*reached, *extra))
+            reached += [reached[-1] * 2**i for i in range(1, self.num_outs - len(scales) + 1)]
+            self.out_strides = tuple(int(s) if s == int(s) else s for s in reached)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One map, or one a scale s, (B, C, H, W) -> levels (B, out_channels, H * s, W * s)."""
-        if len(inputs) != len(self.in_channels):
-            raise ValueError(
-                f'SimpleFeaturePyramid was made for {len(self.in_channels)} inputs, '
-                f'got {len(inputs)}'
-            )
-        maps = list(inputs) * len(self.levels) if len(inputs) == 1 else inputs
+        count, given = len(self.in_channels), len(inputs)
+        if given != count:
+            raise ValueError(f'SimpleFeaturePyramid was made for {count} inputs, got {given}')
+        maps = [*inputs] * (len(self.levels) // count)
         outs = [level(x) for level, x in zip(self.levels, maps, strict=True)]
         while len(outs) < self.num_outs:
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
@@ -100,38 +109,12 @@ class SimpleFeaturePyramid(BaseModule):
 
 def _make_level(channels: int, out_channels: int, octaves: int, norm: Factory) -> nn.Sequential:
     """Make one level: scaling by ``2 ** octaves``, then the two convolutions."""
-    level = nn.Sequential()
+    # An odd row or column at the end counts, too.
+    layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-octaves)]
     for i in range(octaves):
-        if i:
-            level.append(norm(channels))
-            level.append(nn.GELU())
-        level.append(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
+        layers += [norm(channels), nn.GELU()] if i else []
+        layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
         channels //= 2
-    for _ in range(-octaves):
-        level.append(nn.MaxPool2d(2, ceil_mode=True))  # an odd row or column at the end counts too
-    for conv in (
-        nn.Conv2d(channels, out_channels, 1, bias=False),
-        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-    ):
-        level.append(conv)
-        level.append(norm(out_channels))
-    return level
-
-
-def _read_inputs(
-    backbone: Any, in_channels: int | Sequence[int] | None, in_stride: float | None
-) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
-    """Channels and strides of the inputs, from the arguments or from the backbone."""
-    given = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels or ())
-    strides = None if in_stride is None else (in_stride,)
-    if backbone is None:
-        if not given:
-            raise ValueError('SimpleFeaturePyramid needs in_channels, or a backbone')
-        return given, strides
-    if isinstance(backbone, dict):
-        with torch.device('meta'):
-            backbone = MODELS.build({**backbone, 'init_cfg': None})
-    channels = tuple(backbone.out_channels)
-    if given and given != channels:
-        raise ValueError(f'in_channels={given}, but the backbone gives {channels}')
-    return channels, strides or tuple(backbone.out_strides)
+    layers += [nn.Conv2d(channels, out_channels, 1, bias=False), norm(out_channels)]
+    layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), norm(out_channels)]
+    return nn.Sequential(*layers)
