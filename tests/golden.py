@@ -115,7 +115,7 @@ def make_reference(name, checkout, folder=DATA):
     file = Path(checkout) / source.file
     if not file.is_file():
         raise FileNotFoundError(f'{file} does not exist: give a checkout of {source.repository}')
-    model = randomised(source.build(import_file(file)))
+    model = randomize(source.build(import_file(file)))
     keys = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     meta = {**source.meta, 'keys': keys}
     outputs = {}
@@ -157,7 +157,7 @@ def summarize(output):
     }
 
 
-def published(name):
+def load_reference(name):
     """Description of a reference and its published state dict."""
     meta = json.loads((DATA / f'{name}.json').read_text())
     state = {
@@ -188,7 +188,7 @@ def image(meta):
     return torch.from_numpy(rng.standard_normal(meta['input']).astype(np.float32))
 
 
-def errors(name, outputs):
+def measure_errors(name, outputs):
     """Relative errors of outputs against a reference: of means, deviations and crops."""
     reference = np.load(DATA / f'{name}.npz')
     for i, output in enumerate(outputs):
@@ -199,14 +199,14 @@ def errors(name, outputs):
             yield np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-def randomised(model):
+def randomize(model):
     """A model in which every parameter and statistic is random: none is right by its start."""
     for name, tensor in model.state_dict().items():
         tensor.copy_(torch.from_numpy(np.array(value(name, tuple(tensor.shape)))))
     return model.eval()
 
 
-def named_by_poolformers_authors(state):
+def rename_to_published(state):
     """State dict of a PoolFormer, or of a detector with one as backbone, as its authors name it."""
     rules = [(r'^(backbone\.)?stem\.conv', r'\1patch_embed.proj')]
     for i in range(4):

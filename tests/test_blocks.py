@@ -127,7 +127,7 @@ def test_with_cp_keeps_little(make, share, torch_seed):
 @pytest.mark.parametrize('name', TINY)
 def test_with_cp_changes_no_gradient_and_no_statistic(name, device, torch_seed):
     plain, saving = (TINY[name](with_cp=cp, drop_path_rate=0.2) for cp in (False, True))
-    golden.randomised(plain)
+    golden.randomize(plain)
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(3, 3, 65, 98, device=device)
     for model in (plain, saving):
@@ -236,10 +236,10 @@ def test_settings_changed_on_a_built_block_are_honoured(block, mixer, change, to
     from mmpatch import deploy
 
     model = MetaFormer((1,), 8, mixer, strides=(4,), block=block, out_indices=(0,), out_norm=False)
-    plain = golden.randomised(copy.deepcopy(model))
+    plain = golden.randomize(copy.deepcopy(model))
     (built,) = blocks_of(model)
     change(built)
-    golden.randomised(model)
+    golden.randomize(model)
     x = torch.randn(2, 3, 48, 48)
     y = model.stem(x)
     if block is MetaFormerBlock:
@@ -347,7 +347,7 @@ def test_group_norm_behind_frozen_layers(groups, dtype, size, device):
 def test_memory_format_changes_the_layout_alone(name, layout, device, torch_seed):
     wanted = 'contiguous' if layout == 'NCHW' else layout
     models = [TINY[name](memory_format=f).to(device).eval() for f in ('auto', wanted)]
-    golden.randomised(models[0].cpu()).to(device)
+    golden.randomize(models[0].cpu()).to(device)
     models[1].load_state_dict(models[0].state_dict())
     x = torch.randn(2, 3, 64, 96, device=device)
     seen = []
@@ -400,7 +400,7 @@ def test_empty_batches_and_nan(name, device):
 @pytest.mark.parametrize('name', TINY)
 def test_autocast_trains_near_float32(name, device, torch_seed):
     """Gradients under bf16 autocast: no worse than rounding the network's weights to bf16."""
-    model = golden.randomised(TINY[name]()).to(device).train()
+    model = golden.randomize(TINY[name]()).to(device).train()
     for module in model.modules():  # statistics of few samples amplify rounding
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

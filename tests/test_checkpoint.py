@@ -32,7 +32,7 @@ def published(tmp_path):
     """A writer of files in the authors' layout that fit the tiny network."""
     tiny = PoolFormer(**TINY, out_norm=False).state_dict()
     state = {'norm.weight': torch.ones(32), 'head.weight': torch.ones(1000, 32)}
-    for key, tensor in golden.named_by_poolformers_authors(tiny).items():
+    for key, tensor in golden.rename_to_published(tiny).items():
         state[key] = torch.randn_like(tensor)
 
     def write(change=lambda state: state, name='file.pth'):
@@ -184,7 +184,7 @@ def test_layouts_that_differ_in_names_alone(tmp_path):
     ):
         model = family(**kwargs)
         state = {'head.fc.weight': torch.ones(1)} if family is not PoolFormer else {}
-        for key, tensor in golden.randomised(model).state_dict().items():
+        for key, tensor in golden.randomize(model).state_dict().items():
             for ours, theirs in table:
                 key = re.sub(ours, theirs, key)
             state[key] = tensor
@@ -389,14 +389,14 @@ class TestWrongFiles:
         ],
     )
     def test_other_family_or_size(self, tmp_path, reference, make, culprit):
-        torch.save(golden.published(reference)[1], tmp_path / 'file.pth')
+        torch.save(golden.load_reference(reference)[1], tmp_path / 'file.pth')
         with torch.device('meta'):
             model = make()
         with pytest.raises(ValueError, match=culprit):
             checkpoint.load_pretrained(model, tmp_path / 'file.pth')
 
     def test_has_two_tensors_for_one_place(self, tmp_path):
-        state = golden.published('container_light')[1]
+        state = golden.load_reference('container_light')[1]
         state['blocks1.0.conv.weight'] = state['blocks1.0.attn.weight'] + 1
         torch.save(state, tmp_path / 'file.pth')
         with torch.device('meta'):
@@ -640,7 +640,7 @@ class TestConverting:
         ],
     )
     def test_finds_the_network(self, tmp_path, reference, make):
-        torch.save({'model': golden.published(reference)[1]}, tmp_path / 'src.pth')
+        torch.save({'model': golden.load_reference(reference)[1]}, tmp_path / 'src.pth')
         result = self.convert(tmp_path / 'src.pth', tmp_path / 'dst.pth')
         assert 'tensors loaded' in result.stdout and 'dropped: ' in result.stdout
         one, two = make(), make()

@@ -48,7 +48,7 @@ MODELS = {**TINY, **TILED}
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('size', [(37, 53), (250, 333)])
 def test_equals_the_plain_form(name, size, torch_seed):
-    model = golden.randomised(MODELS[name]())
+    model = golden.randomize(MODELS[name]())
     deployed = deploy(model)
     x = torch.randn(2, 3, *size)
     kept = x.clone()
@@ -63,7 +63,7 @@ def test_equals_the_plain_form(name, size, torch_seed):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_half_precision_and_gradients_of_the_input(name, torch_seed):
-    model = golden.randomised(MODELS[name]())
+    model = golden.randomize(MODELS[name]())
     deployed = deploy(model)
     x = torch.randn(1, 3, 64, 96, requires_grad=True)
     plain = model(x)
@@ -80,7 +80,7 @@ def test_half_precision_and_gradients_of_the_input(name, torch_seed):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_captures_whole(name):
-    deployed = deploy(golden.randomised(MODELS[name]()))
+    deployed = deploy(golden.randomize(MODELS[name]()))
     x = torch.randn(1, 3, 64, 96)
     torch.compiler.reset()
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_captures_whole(name):
 def test_every_block_is_folded(name, monkeypatch):
     said = []
     monkeypatch.setattr('mmpatch.deployment.fold.print_log', lambda line, **_: said.append(line))
-    model = golden.randomised(MODELS[name]())
+    model = golden.randomize(MODELS[name]())
     deployed = deploy(model)
     count = sum(model.depths[: len(model.stages)])
     assert said == [f'mmpatch.deploy: {count} of {count} blocks folded']
@@ -113,7 +113,7 @@ def test_every_block_is_folded(name, monkeypatch):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_under_autocast_on_meta_and_without_samples(name, torch_seed):
-    model = golden.randomised(MODELS[name]())
+    model = golden.randomize(MODELS[name]())
     deployed, x = deploy(model), torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         exact = model(x)
@@ -130,7 +130,7 @@ def test_under_autocast_on_meta_and_without_samples(name, torch_seed):
 @pytest.mark.parametrize('make', [lambda model: model, deploy], ids=['plain', 'deployed'])
 def test_exported_and_traced_graphs_take_other_sizes(name, make, torch_seed):
     """Batch, height and width; ``Dim.DYNAMIC`` raises where one of them is frozen."""
-    model = golden.randomised(MODELS[name]())
+    model = golden.randomize(MODELS[name]())
     stride = 56 if name == 'ConvMixer of patch 7' else 32
     x, other = (torch.randn(b, 3, h * stride, w * stride) for b, h, w in ((2, 3, 4), (3, 5, 3)))
     dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
@@ -147,7 +147,7 @@ def test_exported_and_traced_graphs_take_other_sizes(name, make, torch_seed):
 @pytest.mark.parametrize('name', ['PoolFormer', 'full Container'])
 def test_onnx_of_deployed_models_takes_other_sizes(name, tmp_path, torch_seed):
     onnxruntime = pytest.importorskip('onnxruntime')
-    model = golden.randomised(TINY[name]())
+    model = golden.randomize(TINY[name]())
     x, other = torch.randn(2, 3, 64, 96), torch.randn(3, 3, 96, 64)
     dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.onnx.export(
@@ -162,7 +162,7 @@ def test_onnx_of_deployed_models_takes_other_sizes(name, tmp_path, torch_seed):
 
 
 def test_deploying_twice_is_deploying_once():
-    once = deploy(golden.randomised(TINY['PoolFormer']()))
+    once = deploy(golden.randomize(TINY['PoolFormer']()))
     twice = deploy(once)
     assert twice is not once
     for a, b in zip(once.state_dict().items(), twice.state_dict().items(), strict=True):
@@ -170,7 +170,7 @@ def test_deploying_twice_is_deploying_once():
 
 
 def test_the_model_itself_stays_as_it_was():
-    model = golden.randomised(TINY['ViTDet']())
+    model = golden.randomize(TINY['ViTDet']())
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     deploy(model)
     assert list(model.state_dict()) == list(before)
@@ -189,7 +189,7 @@ def test_what_cannot_be_deployed_is_named():
 def test_blocks_that_no_rewrite_knows_stay(torch_seed):
     mixers = [{'type': 'SpatialMLP', 'grid': 8}, 'Pooling']
     model = MetaFormer((1, 1), 8, mixers, strides=(4, 2), norm_cfg='BN', out_indices=(0, 1))
-    deployed = deploy(golden.randomised(model))
+    deployed = deploy(golden.randomize(model))
     x = torch.randn(1, 3, 32, 32)
     for a, b in zip(deployed(x), model(x), strict=True):
         torch.testing.assert_close(a, b)
@@ -202,7 +202,7 @@ def test_subclasses_stay_as_they_are(torch_seed):
             return 2 * super().forward(x)
 
     kwargs = {'strides': (4,), 'out_indices': (0,)}
-    model = golden.randomised(MetaFormer((2,), 8, 'Pooling', block=Doubled, **kwargs))
+    model = golden.randomize(MetaFormer((2,), 8, 'Pooling', block=Doubled, **kwargs))
     x = torch.randn(1, 3, 32, 32)
     deployed = deploy(model)
     torch.testing.assert_close(deployed(x), model(x))
@@ -210,7 +210,7 @@ def test_subclasses_stay_as_they_are(torch_seed):
 
 
 def test_an_approximate_activation_stays(torch_seed):
-    model = golden.randomised(TINY['PoolFormer']())
+    model = golden.randomize(TINY['PoolFormer']())
     model.stages[0].blocks[0].mlp.act = torch.nn.GELU(approximate='tanh')
     deployed, x = deploy(model), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_an_approximate_activation_stays(torch_seed):
 
 
 def test_context_aggregation_of_one_affinity_alone(torch_seed):
-    model = golden.randomised(TILED['Container of free weights']())
+    model = golden.randomize(TILED['Container of free weights']())
     for stage, (alpha, beta) in zip(model.stages, ((0, 1), (1, 0), (0, 0), (-2, 3)), strict=True):
         stage.blocks[0].token_mixer.alpha.data.fill_(alpha)
         stage.blocks[0].token_mixer.beta.data.fill_(beta)
@@ -234,7 +234,7 @@ def test_attention_in_blocks_that_no_rewrite_knows(change, torch_seed):
     norm = {'norm_cfg': 'LN2d', 'layer_scale': 0.3} | change
     attention = {'type': 'Attention', 'num_heads': 2}
     model = MetaFormer((1, 1), 64, attention, strides=(8, 1), out_indices=(0, 1), **norm)
-    golden.randomised(model)
+    golden.randomize(model)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         for a, b in zip(deploy(model)(x), model(x), strict=True):
@@ -252,7 +252,7 @@ def test_inside_a_detector(torch_seed):
     register_all_modules()
     name = 'demo/retinanet_poolformer-nano_fpn_toy-coco.py'
     model = HOST_MODELS.build(Config.fromfile(mmpatch.config_path(name)).model).eval()
-    golden.randomised(model.backbone)
+    golden.randomize(model.backbone)
     deployed = deploy(model)
     x = torch.randn(1, 3, 96, 128)
     with torch.no_grad():

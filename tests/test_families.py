@@ -78,7 +78,7 @@ KEYED = ('PoolFormer', 'Container', 'full Container', 'ConvMixer', 'ViT', 'ViTDe
 @pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
 @pytest.mark.parametrize('name', REFERENCES)
 def test_equals_the_authors_code(tmp_path, name, wrapper):
-    meta, state = golden.published(name)
+    meta, state = golden.load_reference(name)
     torch.save({wrapper: state} if wrapper else state, tmp_path / 'published.pth')
     model = REFERENCES[name](out_norm=False, init_cfg=pretrained(tmp_path / 'published.pth'))
     model.init_weights()
@@ -86,7 +86,7 @@ def test_equals_the_authors_code(tmp_path, name, wrapper):
         return
     with torch.no_grad():
         outputs = model.eval()(golden.image(meta))
-    assert max(golden.errors(name, outputs)) < 1e-5
+    assert max(golden.measure_errors(name, outputs)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_equals_the_authors_code(tmp_path, name, wrapper):
 def test_poolformer_equals_timm(tmp_path, arch, size):
     import timm
 
-    theirs = golden.randomised(timm.create_model(f'poolformer_{arch}'))
+    theirs = golden.randomize(timm.create_model(f'poolformer_{arch}'))
     torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
     ours = PoolFormer(arch, out_norm=False, init_cfg=pretrained(tmp_path / 'timm.pth')).eval()
     ours.init_weights()
@@ -119,7 +119,7 @@ def test_poolformer_equals_timm(tmp_path, arch, size):
 def test_convmixer_equals_timm(tmp_path, arch, name):
     import timm
 
-    theirs = golden.randomised(timm.create_model(name))
+    theirs = golden.randomize(timm.create_model(name))
     torch.save({'state_dict': theirs.state_dict()}, tmp_path / 'timm.pth')
     ours = ConvMixer(arch, out_norm=False, init_cfg=pretrained(tmp_path / 'timm.pth')).eval()
     ours.init_weights()
@@ -174,7 +174,7 @@ def test_takes_any_size(name, batch, size):
 @pytest.mark.parametrize('name', TINY)
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_evaluates_in_half_precision(name, dtype, torch_seed):
-    model = golden.randomised(TINY[name]())
+    model = golden.randomize(TINY[name]())
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         full = model(x)

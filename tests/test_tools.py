@@ -187,7 +187,7 @@ def test_detectors_of_mmdet_2_are_evaluated(toy, tmp_path, name):
     model = MODELS.build(cfg.model)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    theirs = golden.named_by_poolformers_authors(model.state_dict())
+    theirs = golden.rename_to_published(model.state_dict())
     assert 'backbone.network.0.0.norm1.weight' in theirs and 'neck.fpn_convs.0.conv.bias' in theirs
     meta = {'mmdet_version': '2.19.0', 'epoch': 12}
     torch.save({'meta': meta, 'state_dict': theirs}, tmp_path / 'old.pth')

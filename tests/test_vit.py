@@ -39,7 +39,7 @@ def test_equals_timm(tmp_path, name):
     import timm
 
     timm_name, kwargs = TIMM[name]
-    theirs = golden.randomised(timm.create_model(timm_name, dynamic_img_size=True))
+    theirs = golden.randomize(timm.create_model(timm_name, dynamic_img_size=True))
     torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
     arch = kwargs.get('arch', name.split()[0])
     settings = {key: value for key, value in kwargs.items() if key != 'arch'}
@@ -149,7 +149,7 @@ def write_npz(path, timm_model, prefix='', big_vision=False):
 def test_npz_loads_as_timm_loads_it(tmp_path, arch, timm_name, written):
     import timm
 
-    theirs = golden.randomised(timm.create_model(timm_name))
+    theirs = golden.randomize(timm.create_model(timm_name))
     write_npz(tmp_path / 'vit.npz', theirs, **written)
     again = timm.create_model(timm_name)
     again.load_pretrained(str(tmp_path / 'vit.npz'))
@@ -165,7 +165,7 @@ def test_npz_loads_as_timm_loads_it(tmp_path, arch, timm_name, written):
 def test_npz_with_stacked_blocks_and_with_strange_arrays(tmp_path):
     import timm
 
-    theirs = golden.randomised(timm.create_model('vit_tiny_patch16_224'))
+    theirs = golden.randomize(timm.create_model('vit_tiny_patch16_224'))
     write_npz(tmp_path / 'plain.npz', theirs, big_vision=True)
     plain = dict(np.load(tmp_path / 'plain.npz'))
     stacked = {k: v for k, v in plain.items() if 'encoderblock_' not in k}

@@ -63,7 +63,7 @@ class Container(MetaFormer):
             'https://drive.google.com/file/d/1WMOWoxTX7AQDCbfMYh7naqIHube3K85A',
             {'arch': 'light'},
             AUTHORS_LAYOUT.name,
-            None,
+            'Apache-2.0',
             82.3,
             'README of allenai/container',
             direct=False,

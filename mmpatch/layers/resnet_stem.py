@@ -59,6 +59,8 @@ class ResNetStem(nn.Module):
         make = partial(Bottleneck, conv_layer=Conv, norm_layer=Norm)
         for width, depth in zip(self.level_channels, depths, strict=True):
             first = make(inputs, width, stride=2 if self.stages else 1, proj_layer=DownsampleConv)
+            # Last, as state dicts of this package have always had it.
+            first.downsample = first._modules.pop('downsample')
             self.stages.append(nn.Sequential(first, *(make(width, width) for _ in range(1, depth))))
             inputs = width
         patch = stride // reached
