@@ -1,11 +1,11 @@
 """The block that all networks here share, ConvMixer's variant of it, and the stage that calls them.
 
 A block is called as ``block(x)`` in training and evaluation, under autocast, compilers, activation
-checkpointing and hooks, on every device. Its ``forward`` is the only statement of its formula.
+checkpointing and hooks, on every device. Its ``forward`` is what runs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -151,18 +151,25 @@ def _recompute(block: nn.Module, x: Tensor) -> Tensor:
     norms = [m for m in norms if m.training and m.num_batches_tracked is not None]
     if not norms or torch.compiler.is_compiling():  # a compiled graph updates them once
         return checkpoint(block, x, use_reentrant=False)
-    contexts = nullcontext(), _keep_statistics(norms)
+    contexts = nullcontext(), _KeptStatistics(norms)
     return checkpoint(block, x, use_reentrant=False, context_fn=lambda: contexts)
 
 
-@contextmanager
-def _keep_statistics(norms: list[Any]) -> Iterator[None]:
-    """Batch norms in training mode leave their running statistics as they are."""
-    kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, norm.momentum, count in kept:
+class _KeptStatistics:
+    """Context in which batch norms in training mode leave their running statistics as they are.
+
+    It is entered once for each backward pass through the graph.
+    """
+
+    def __init__(self, norms: list[Any]) -> None:
+        self.norms = norms
+
+    def __enter__(self) -> None:
+        self.kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):
+            norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)

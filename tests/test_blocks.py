@@ -141,6 +141,32 @@ def test_with_cp_changes_no_gradient_and_no_statistic(name, device, torch_seed):
         torch.testing.assert_close(b, a, msg=key)
 
 
+@pytest.mark.parametrize('norm', ['BN', 'GN1', 'LN2d'])
+def test_graphs_of_recomputed_blocks_may_be_used_twice(norm, torch_seed):
+    kwargs = {'strides': (4, 2), 'out_indices': (1,), 'norm_cfg': norm, 'with_cp': True}
+    model = MetaFormer((1, 1), 8, 'Pooling', **kwargs).train()
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    loss = model(x)[0].square().sum()
+    buffers = [b.clone() for b in model.buffers()]
+    once = torch.autograd.grad(loss, x, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, x), once)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+
+
+def test_recomputation_that_fails_restores_the_norms(torch_seed):
+    model = MetaFormer(
+        (1,), 8, 'Pooling', strides=(4,), out_indices=(0,), norm_cfg='BN', with_cp=True
+    )
+    loss = model.train()(torch.randn(2, 3, 32, 32))[0].sum()
+    model.stages[0].blocks[0].mlp.forward = None
+    with pytest.raises(TypeError):
+        loss.backward()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {m.momentum for m in norms} == {0.1} and {int(m.num_batches_tracked) for m in norms} == {
+        1
+    }
+
+
 def test_patched_forwards_take_effect(torch_seed):
     model, x = (
         PoolFormer(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)).eval(),
@@ -285,6 +311,9 @@ def test_pooling_under_function_transforms(torch_seed):
     assert torch.autograd.gradcheck(mixer, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(mixer, x)
     y = mixer(x)
+    gradient = torch.func.grad(lambda z: mixer(z).square().sum())
+    single = torch.stack([gradient(z[None])[0] for z in x.detach()])
+    torch.testing.assert_close(torch.func.vmap(gradient)(x.detach()), single)
     torch.testing.assert_close(torch.func.vmap(lambda z: mixer(z[None])[0])(x), y)
     torch.testing.assert_close(torch.func.jvp(mixer, (x,), (x,))[1], y)
 

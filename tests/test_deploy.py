@@ -11,7 +11,7 @@ from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, Visi
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.deployment.fold import PooledResidual
 from mmpatch.layers import GroupNorm1, LayerNorm2d, LayerScale
-from mmpatch.mixers import Pooling, SpatialMLP, Windowed
+from mmpatch.mixers import Attention, Pooling, SpatialMLP, Windowed
 
 import golden
 from support import relative_error
@@ -207,6 +207,66 @@ def test_subclasses_stay_as_they_are(torch_seed):
     deployed = deploy(model)
     torch.testing.assert_close(deployed(x), model(x))
     assert {type(block) for block in deployed.stages[0].blocks} == {Doubled}
+
+
+class ClippedNorm(torch.nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).clamp(-0.1, 0.1)
+
+
+class HalvedPool(torch.nn.AvgPool2d):
+    def forward(self, x):
+        return 0.5 * super().forward(x)
+
+
+def clip_norm(block):
+    block.norm1 = ClippedNorm(24)
+
+
+def halve_pool(block):
+    if isinstance(block.token_mixer, Pooling):
+        block.token_mixer.pool = HalvedPool(3, 1, 1, count_include_pad=False)
+
+
+def patch_projection(block):
+    if isinstance(block.token_mixer, Attention):
+        project = block.token_mixer.project
+        block.token_mixer.project = lambda mixed, size: 3 * project(mixed, size)
+
+
+def drop_bias(block):
+    block.norm1.register_parameter('bias', None)
+
+
+@pytest.mark.parametrize('change', [clip_norm, halve_pool, patch_projection, drop_bias])
+@pytest.mark.parametrize('mixer', ['Pooling', {'type': 'Attention', 'num_heads': 2}])
+def test_parts_that_differ_are_kept(change, mixer, torch_seed):
+    kwargs = {'strides': (4,), 'out_indices': (0,), 'layer_scale': 0.5, 'out_norm': False}
+    model = golden.randomize(MetaFormer((1,), 24, mixer, **kwargs))
+    change(model.stages[0].blocks[0])
+    model = golden.randomize(model)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert relative_error(deploy(model)(x)[0], model(x)[0]) < 1e-5
+
+
+def test_half_weights_are_folded_in_float32(torch_seed):
+    model = golden.randomize(TINY['ConvMixer']())
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1e-3)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        exact = model.double()(x.double())[0]
+        half = model.bfloat16()
+        plain, ours = half(x.bfloat16())[0], deploy(half)(x.bfloat16())[0]
+    assert relative_error(ours, exact) < 1.5 * relative_error(plain, exact) + 1e-2
+    mixed = golden.randomize(TINY['ViT']()).bfloat16()
+    for module in mixed.modules():
+        if isinstance(module, LayerNorm2d):
+            module.float()
+    outs = deploy(mixed)(torch.randn(1, 3, 32, 32).bfloat16())  # blocks of two dtypes stay
+    assert all(y.isfinite().all() for y in outs)
 
 
 def test_an_approximate_activation_stays(torch_seed):

@@ -75,11 +75,11 @@ class MetaFormer(BaseModule):
         norm_eval: Whether batch norms keep their statistics in training.
         with_cp: Whether blocks recompute their activations in the backward pass, to save memory
             (:func:`torch.utils.checkpoint.checkpoint` around each block).
-        memory_format: Memory layout of all maps: 'channels_last', 'contiguous' (NCHW), or 'auto':
-            channels_last on a CPU; on CUDA contiguous for networks with group norms or with
-            depthwise kernels larger than 7x7 and channels_last for others, by timm's published
-            benchmarks (``results/benchmark-infer-amp-*-nchw-*`` beside ``-nhwc-``; not measured
-            here); contiguous on other devices.
+        memory_format: Layout of the maps that enter stem and stages: 'channels_last', 'contiguous'
+            (NCHW), or 'auto': channels_last on a CPU; on CUDA contiguous for networks with group
+            norms or depthwise kernels larger than 7x7 and channels_last for others, by timm's
+            published benchmarks (``results/benchmark-infer-amp-*-nchw-*`` beside ``-nhwc-``; not
+            measured here); contiguous on other devices.
         compile: True or arguments of :func:`torch.compile` for the backbone alone; its parameters
             keep their names.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads published weights strictly: see
@@ -305,7 +305,8 @@ class MetaFormer(BaseModule):
         """Raise if tokens without a place would reach a mixer that needs every token's place."""
         if self.positions is None or not self.positions.num_tokens:
             return
-        mixers = [block.token_mixer for stage in self.stages for block in stage.blocks]
+        blocks = [block for stage in self.stages for block in stage.blocks]
+        mixers = [getattr(block, 'token_mixer', block) for block in blocks]
         lost = {type(m).__name__ for m in mixers if not getattr(m, 'takes_tokens', False)}
         lost |= {'a downsampling' for s in self.stages if not isinstance(s.downsample, nn.Identity)}
         if lost:

@@ -16,6 +16,7 @@ from mmpatch.backbones import MetaFormer
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
 from mmpatch.layers import DropPath, GroupNorm, GroupNorm1, LayerNorm2d, LayerScale, Mlp
 from mmpatch.mixers import Attention, ContextAggregation, DepthwiseConv, Pooling, Windowed
+from mmpatch.mixers.pooling import AveragePool
 from mmpatch.mixers.tokens import to_map, to_tokens
 
 Affine = tuple[Tensor, Tensor]  # scale and shift per channel, (C,) each
@@ -27,8 +28,9 @@ def deploy(model: nn.Module) -> nn.Module:
     Affine maps of norms and whole batch norms are folded into the products behind them, residual
     scales and gates into the products before them, and PoolFormer's branch becomes one
     interpolation. Outputs stay equal to float32 rounding. Blocks that are not as this package
-    builds them (subclasses, hooks, patched forwards) stay as they are; one log line says how many
-    were folded. The copy has other names in its state dict and cannot be trained.
+    builds them (subclasses, hooks, patched methods) stay as they are; one log line says how many
+    were folded. The copy has other names in its state dict and stays in evaluation mode. It is not
+    compiled: call its ``compile()`` if the model was.
 
     Args:
         model: A backbone of mmpatch, or any model that holds one, in evaluation mode.
@@ -57,16 +59,20 @@ def deploy(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def fold_block(block: Any) -> list[nn.Module] | None:
     """Modules that compute in order what a block computes in evaluation; None for other blocks."""
-    if any(_is_patched(module) for module in block.modules()):
+    dtypes = {parameter.dtype for parameter in block.parameters()}
+    if any(map(_is_patched, block.modules())) or len(dtypes) != 1:
         return None
+    dtype = dtypes.pop()
+    block = copy.deepcopy(block).to(torch.promote_types(dtype, torch.float32))
     if type(block) is ConvMixerBlock and type(block.drop_path) in (nn.Identity, DropPath):
-        return _fold_convmixer(block)
-    if type(block) is not MetaFormerBlock or not _has_known_parts(block):
+        row = _fold_convmixer(block)
+    elif type(block) is MetaFormerBlock and _has_known_parts(block):
+        row = [] if block.pos_embed is None else [_fold_position(block.pos_embed)]
+        row.append(_fold_mixing(block.norm1, block.token_mixer, block.layer_scale1.scale))
+        row.append(_fold_mlp(block.norm2, block.mlp, block.layer_scale2.scale))
+    else:
         return None
-    row = [] if block.pos_embed is None else [_fold_position(block.pos_embed)]
-    row.append(_fold_mixing(block.norm1, block.token_mixer, block.layer_scale1.scale))
-    row.append(_fold_mlp(block.norm2, block.mlp, block.layer_scale2.scale))
-    return row
+    return row and [part.to(dtype) for part in row]
 
 
 class Residual(nn.Sequential):
@@ -105,10 +111,10 @@ class PooledResidual(nn.Module):
 class GatedAggregation(nn.Module):
     """``(alpha * A(X) V + static(V)) W``: CONTAINER's mixer with beta in the static part."""
 
-    def __init__(self, mixer: ContextAggregation, qkv: nn.Module, proj: nn.Module) -> None:
+    def __init__(self, mixer: ContextAggregation) -> None:
         super().__init__()
         alpha, beta = mixer.gate_weights()
-        self.qkv, self.proj, self.num_heads = qkv, proj, mixer.num_heads
+        self.qkv, self.proj, self.num_heads = mixer.qkv, mixer.proj, mixer.num_heads
         self.static = _fold_output(mixer.static.conv, beta)
         self.alpha = nn.Parameter(alpha.clone())
 
@@ -125,14 +131,13 @@ def _fold_mixing(norm: nn.Module, mixer: Any, scale: Tensor | None) -> nn.Module
     rest, affine = _split_norm(norm)
     pools = type(mixer) is Pooling and _keeps_constants(mixer.pool)
     if pools and type(rest) is GroupNorm1 and affine is not None:
-        return PooledResidual(mixer.pool, _scale(affine[0], scale), rest.eps)
+        return PooledResidual(mixer.pool, affine[0] * (1 if scale is None else scale), rest.eps)
     if type(mixer) in (Attention, ContextAggregation):
         return Residual(rest, _fold_products(mixer, affine, scale))
     if type(mixer) is Windowed and type(mixer.mixer) is Attention:
         # Windows are filled up with zeros behind the norm, which a folded bias would shift.
-        windowed = copy.deepcopy(mixer)
-        windowed.mixer = _fold_products(mixer.mixer, None, scale)
-        return Residual(norm, windowed)
+        mixer.mixer = _fold_products(mixer.mixer, None, scale)
+        return Residual(norm, mixer)
     return Residual(norm, mixer, scale=scale)
 
 
@@ -146,15 +151,12 @@ def _fold_mlp(norm: nn.Module, mlp: nn.Module, scale: Tensor | None) -> nn.Modul
 
 def _fold_products(mixer: Any, affine: Affine | None, scale: Tensor | None) -> nn.Module:
     """Mixer that maps its input before its first product and its output after its last one."""
-    folded = copy.deepcopy(mixer)
-    folded.qkv, folded.proj = _fold_input(mixer.qkv, affine), _fold_output(mixer.proj, scale)
-    if type(mixer) is not ContextAggregation:
-        return folded
-    if not mixer.dynamic:
-        return nn.Sequential(folded.qkv, mixer.static, folded.proj)
-    if type(mixer.static) is DepthwiseConv and type(mixer.static.conv) is nn.Conv2d:
-        return GatedAggregation(mixer, folded.qkv, folded.proj)
-    return folded
+    mixer.qkv, mixer.proj = _fold_input(mixer.qkv, affine), _fold_output(mixer.proj, scale)
+    if type(mixer) is ContextAggregation and not mixer.dynamic:
+        return nn.Sequential(mixer.qkv, mixer.static, mixer.proj)
+    static = getattr(mixer, 'static', None)
+    gated = type(static) is DepthwiseConv and type(static.conv) is nn.Conv2d
+    return GatedAggregation(mixer) if gated else mixer
 
 
 def _fold_convmixer(block: ConvMixerBlock) -> list[nn.Module] | None:
@@ -171,11 +173,13 @@ def _fold_convmixer(block: ConvMixerBlock) -> list[nn.Module] | None:
 
 def _split_norm(norm: Any) -> tuple[nn.Module | None, Affine | None]:
     """What is left of a norm without its affine map, and the map; of unknown norms all is left."""
-    if issubclass(type(norm), _BatchNorm) and norm.running_mean is not None and not norm.training:
-        scale = _scale((norm.running_var + norm.eps).rsqrt(), norm.weight)
+    plain = type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    if plain and norm.running_mean is not None and not norm.training:
+        scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
         shift = -norm.running_mean * scale
         return None, (scale, shift if norm.bias is None else shift + norm.bias)
-    if type(norm) not in (GroupNorm, GroupNorm1, LayerNorm2d) or norm.weight is None:
+    known = type(norm) in (GroupNorm, GroupNorm1, LayerNorm2d)
+    if not known or norm.weight is None or norm.bias is None:
         return norm, None
     rest = copy.deepcopy(norm)
     rest.weight, rest.bias, rest.affine = None, None, False
@@ -197,10 +201,6 @@ def _fold_output(product: Any, scale: Tensor | None) -> nn.Module:
         return product
     weight = product.weight * scale.view(-1, *[1] * (product.weight.ndim - 1))
     return _replace(product, weight, None if product.bias is None else product.bias * scale)
-
-
-def _scale(values: Tensor, scale: Tensor | None) -> Tensor:
-    return values if scale is None else values * scale
 
 
 def _replace(product: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -231,20 +231,19 @@ def _has_known_parts(block: MetaFormerBlock) -> bool:
 
 def _is_product(module: Any) -> bool:
     """Whether a module multiplies the channels of each token by one matrix."""
-    return type(module) is nn.Linear or (
-        type(module) is nn.Conv2d
-        and module.kernel_size == module.stride == (1, 1)
-        and module.padding in ((0, 0), 'same', 'valid')
-        and module.groups == 1
-    )
+    if type(module) is not nn.Conv2d:
+        return type(module) is nn.Linear
+    sizes = (*module.kernel_size, *module.stride, module.groups)
+    return sizes == (1, 1, 1, 1, 1) and module.padding in ((0, 0), 'same', 'valid')
 
 
 def _keeps_constants(pool: Any) -> bool:
     """Whether a pooling is a mean of the positions inside the map."""
-    mean = isinstance(pool, nn.AvgPool2d) and pool.divisor_override is None
+    mean = type(pool) in (nn.AvgPool2d, AveragePool) and pool.divisor_override is None
     return mean and not pool.count_include_pad
 
 
 def _is_patched(module: nn.Module) -> bool:
-    """Whether a call of a module runs more than the forward of its class."""
-    return bool(module._forward_hooks or module._forward_pre_hooks) or 'forward' in vars(module)
+    """Whether a call of a module runs more than the methods of its class."""
+    own = [hasattr(type(module), key) for key, value in vars(module).items() if callable(value)]
+    return bool(module._forward_hooks or module._forward_pre_hooks) or any(own)

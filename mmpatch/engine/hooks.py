@@ -17,8 +17,10 @@ class DataCheckHook(Hook):
     """Checks that every file of a dataset exists before the first one is read."""
 
     def before_train(self, runner: Runner) -> None:
-        """Check the training set."""
+        """Check the training set, and the validation set, which is needed later."""
         check_dataset(runner.train_dataloader.dataset)
+        if runner.val_loop is not None:
+            check_dataset(runner.val_dataloader.dataset)
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation set."""
@@ -33,7 +35,7 @@ class DataCheckHook(Hook):
 class CheckInvalidLossHook(Hook):
     """Stops training at the first NaN or infinite loss, before the next checkpoint is written.
 
-    Such a loss ruins the weights, and later checkpoints would replace the good ones. mmdet's hook
+    Such a loss can ruin the weights, and later checkpoints replace the good ones. mmdet's hook
     of this name checks every 50th iteration, on each rank alone. Here every iteration is checked,
     and all ranks stop together, so that none of them writes a checkpoint.
     """

@@ -89,7 +89,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         sys.exit(f'error: {args.config}: {error}')
     own = cfg.get('custom_hooks') or []
     hooks = ['mmpatch.DataCheckHook', 'mmpatch.StepSeedHook']
-    if not any('CheckInvalidLossHook' in str(hook['type']) for hook in own):
+    if not any(hook['type'] == 'mmpatch.CheckInvalidLossHook' for hook in own):
         hooks.append('mmpatch.CheckInvalidLossHook')
     cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
     if args.launcher == 'pytorch' and get_device() == 'cpu':

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from mmpatch.registry import MODELS, Factory, factory
 
-#: Positive, as F.batch_norm requires, and nothing beside 1.
+#: Positive, as F.batch_norm requires, and negligible next to 1.
 TINY = 1e-30
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm (https://arxiv.org/abs/1803.08494), summed in NCHW order.
+    """Group norm (https://arxiv.org/abs/1803.08494) by torch's kernel for NCHW maps.
 
     torch's kernel for channels_last maps on a CPU computes variances as E[x^2] - E[x]^2, which
     loses digits where the mean is large, and its backward pass crashes the process where the weight
@@ -59,10 +59,10 @@ class GroupNorm1(GroupNorm):
         rows = x.permute(0, 2, 3, 1)
         whitened = F.group_norm(rows.flatten(1).unsqueeze(1), 1, eps=self.eps)
         x = whitened.view(rows.shape).permute(0, 3, 1, 2)
-        if not self.affine:
+        if self.weight is None:
             return x
         # A batch norm of mean 0 and variance 1 is the affine map in one pass, gradients included.
-        zeros, ones = torch.zeros_like(self.bias), torch.ones_like(self.weight)
+        zeros, ones = torch.zeros_like(self.weight), torch.ones_like(self.weight)
         return F.batch_norm(x, zeros, ones, self.weight, self.bias, eps=TINY)
 
 

@@ -95,7 +95,7 @@ class _SameSizePool(torch.autograd.Function):
         if not transposed:
             return F.avg_pool2d(x, size, 1, half, count_include_pad=count_include_pad)
         if not count_include_pad:
-            x = x / F.avg_pool2d(x.new_ones(1, 1, *x.shape[2:]), size, 1, half)
+            x = x / F.avg_pool2d(x.new_ones(1, *x.shape[-2:]), size, 1, half)
         return F.avg_pool2d(x, size, 1, half)
 
     @staticmethod
