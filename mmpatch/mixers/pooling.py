@@ -68,7 +68,8 @@ class AveragePool(nn.AvgPool2d):
         same = isinstance(size, int) and size % 2 and self.padding == size // 2
         keeps_size = same and self.stride == 1 and not self.ceil_mode
         # A traced graph holds operators only, and no gradient.
-        if not keeps_size or self.divisor_override or torch.jit.is_tracing():
+        learns = x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
+        if not learns or not keeps_size or self.divisor_override:
             return super().forward(x)
         return _pool(x, size, self.count_include_pad, False)
 
