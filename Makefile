@@ -1,5 +1,5 @@
 # Each environment is made once from its pins: .venv from constraints.txt, .venv-lowest from
-# constraints-lowest.txt. Nothing is written outside the clone.
+# constraints-lowest.txt. Only pip's own cache is written outside the clone.
 PYTHON ?= python3
 PYTHON_LOWEST ?= python3.10
 SEED ?= 0

@@ -27,7 +27,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = _make_engine_registry(
 )
 
 
-def factory(spec: str | dict[str, Any] | Factory | None) -> Factory:
+def make_factory(spec: str | dict[str, Any] | Factory | None) -> Factory:
     """Turn what a config says of a layer into a callable that makes it.
 
     Args:

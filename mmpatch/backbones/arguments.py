@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def per_stage(name: str, value: Any, count: int) -> list[Any]:
+def broadcast_to_stages(name: str, value: Any, count: int) -> list[Any]:
     """One value for each stage from one for all or one for each; ValueError for another number."""
     values = list(value) if isinstance(value, Sequence) else [value] * count
     if len(values) != count:
@@ -12,7 +12,7 @@ def per_stage(name: str, value: Any, count: int) -> list[Any]:
     return values
 
 
-def per_block(name: str, value: Any, depths: Sequence[int]) -> list[Any]:
+def broadcast_to_blocks(name: str, value: Any, depths: Sequence[int]) -> list[Any]:
     """One value for each block from one for all, for each stage or for each block, likewise."""
     blocks = sum(depths)
     values = list(value) if isinstance(value, list | tuple) else [value] * blocks
@@ -26,7 +26,7 @@ def per_block(name: str, value: Any, depths: Sequence[int]) -> list[Any]:
     )
 
 
-def increasing(name: str, what: str, indices: Sequence[int], count: int) -> tuple[int, ...]:
+def check_increasing(name: str, what: str, indices: Sequence[int], count: int) -> tuple[int, ...]:
     """Indices of 0..count - 1 that increase, or ValueError; ``what`` they index: 'stages', say."""
     given = tuple(indices)
     if any(not 0 <= i < count for i in given):

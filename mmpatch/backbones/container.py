@@ -77,6 +77,6 @@ class Container(MetaFormer):
             'downsample': {'norm': norm},
             'norm_cfg': {'type': 'BN'},
             'pos_embed': {'type': 'DepthwiseConv', 'kernel_size': 3},
-            **self.arch_settings(arch),
+            **self.get_arch_settings(arch),
         }
         super().__init__(**(settings | kwargs))

@@ -104,7 +104,7 @@ class ConvMixer(MetaFormer):
         norm_cfg: Any = 'BN',
         **kwargs: Any,
     ) -> None:
-        row = self.arch_settings(arch)
+        row = self.get_arch_settings(arch)
         act = act or row['act']
         settings = {
             'depths': (row['depth'] // 4,) * 4,

@@ -10,11 +10,11 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpatch.backbones.arguments import increasing, per_block, per_stage
+from mmpatch.backbones.arguments import broadcast_to_blocks, broadcast_to_stages, check_increasing
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
 from mmpatch.checkpoint import Layout, Published, load_init_cfg, rename_in_place
-from mmpatch.layers import PatchEmbed, PositionEmbed, norm_factory
-from mmpatch.registry import MODELS, factory
+from mmpatch.layers import PatchEmbed, PositionEmbed, make_norm_factory
+from mmpatch.registry import MODELS, make_factory
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
@@ -43,8 +43,8 @@ class MetaFormer(BaseModule):
     Args:
         depths: Blocks of each stage.
         dims: Channels of each stage, or one number for all.
-        token_mixers: What :func:`mmpatch.registry.factory` takes: one for all blocks, one for each
-            stage, or one for each block.
+        token_mixers: What :func:`mmpatch.registry.make_factory` takes: one for all blocks, one for
+            each stage, or one for each block.
         strides: Of the stem and of the downsampling before each later stage; where the stride is 1
             and the channels stay, there is none.
         in_channels: Channels of the image.
@@ -129,11 +129,13 @@ class MetaFormer(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         name, count = type(self).__name__, len(depths)
-        dims = per_stage('dims', dims, count)
-        strides = per_stage('strides', strides, count)
-        mlp_ratios = per_stage('mlp_ratios', mlp_ratios, count)
-        mixers = [factory(spec) for spec in per_block('token_mixers', token_mixers, depths)]
-        self.out_indices = increasing(f'{name}: out_indices', 'stages', out_indices, count)
+        dims = broadcast_to_stages('dims', dims, count)
+        strides = broadcast_to_stages('strides', strides, count)
+        mlp_ratios = broadcast_to_stages('mlp_ratios', mlp_ratios, count)
+        mixers = [
+            make_factory(spec) for spec in broadcast_to_blocks('token_mixers', token_mixers, depths)
+        ]
+        self.out_indices = check_increasing(f'{name}: out_indices', 'stages', out_indices, count)
         if not self.out_indices:
             raise ValueError(f'{name}: out_indices=() must name stages of 0..{count - 1}')
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
@@ -151,14 +153,14 @@ class MetaFormer(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
-        norm = norm_factory(norm_cfg)
-        make_out_norm = norm if out_norm is True else norm_factory(out_norm or None)
+        norm = make_norm_factory(norm_cfg)
+        make_out_norm = norm if out_norm is True else make_norm_factory(out_norm or None)
         make_block = BLOCKS[block] if isinstance(block, str) else block
         settings = dict(block_args or {})
         if layer_scale is not None:
             settings['layer_scale'] = layer_scale
         if pos_embed is not None:
-            settings['pos_embed'] = factory(pos_embed)
+            settings['pos_embed'] = make_factory(pos_embed)
         drop_paths = [drop_path_rate * j / max(sum(depths) - 1, 1) for j in range(sum(depths))]
 
         self.stem: Any = _make_stem(in_channels, dims[0], strides[0], stem)
@@ -187,7 +189,7 @@ class MetaFormer(BaseModule):
                 self.out_norms[str(i)] = make_out_norm(dims[i])
 
         widths, levels = (getattr(self.stem, f'level_{k}', ()) for k in ('channels', 'strides'))
-        self.stem_indices = increasing(
+        self.stem_indices = check_increasing(
             f'{name}: stem_indices', 'levels of the stem', stem_indices, len(levels)
         )
         totals = list(accumulate(strides, mul))
@@ -201,7 +203,7 @@ class MetaFormer(BaseModule):
             self.compile(**({} if compile is True else compile))
 
     @classmethod
-    def arch_settings(cls, arch: str) -> dict[str, Any]:
+    def get_arch_settings(cls, arch: str) -> dict[str, Any]:
         """Arguments that an ``arch`` of the family stands for.
 
         Raises:
@@ -327,7 +329,7 @@ def _is_slow_in_channels_last(module: nn.Module) -> bool:
 def _make_stem(in_channels: int, dim: int, stride: int, cfg: dict[str, Any] | None) -> nn.Module:
     if cfg is None or 'type' not in cfg:
         return _make_patch_embed(in_channels, dim, stride, cfg)
-    make: Callable[..., nn.Module] = factory(cfg)
+    make: Callable[..., nn.Module] = make_factory(cfg)
     return make(in_channels, dim, stride=stride)
 
 
@@ -336,7 +338,7 @@ def _make_patch_embed(
 ) -> PatchEmbed:
     cfg = {'kernel_size': stride, **(cfg or {})}
     if cfg.get('norm') is not None:
-        cfg['norm'] = norm_factory(cfg['norm'])
+        cfg['norm'] = make_norm_factory(cfg['norm'])
     if cfg.get('act') is not None:
         cfg['act'] = ACTIVATIONS[cfg['act']]
     return PatchEmbed(in_channels, dim, stride=stride, **cfg)

@@ -109,6 +109,6 @@ class PoolFormer(MetaFormer):
             'stem': {'kernel_size': 7, 'padding': 2},
             'downsample': {'kernel_size': 3, 'padding': 1},
             'norm_cfg': {'type': 'GN1'},
-            **self.arch_settings(arch),
+            **self.get_arch_settings(arch),
         }
         super().__init__(**(settings | kwargs))

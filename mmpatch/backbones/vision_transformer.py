@@ -194,7 +194,7 @@ class VisionTransformer(MetaFormer):
         antialias: bool = True,
         **kwargs: Any,
     ) -> None:
-        row = self.arch_settings(arch)
+        row = self.get_arch_settings(arch)
         patch = patch_size or row['patch']
         if distilled and not with_cls_token:
             raise ValueError('VisionTransformer: distilled=True needs with_cls_token=True')
@@ -230,7 +230,7 @@ class VisionTransformer(MetaFormer):
     @classmethod
     def infer_settings(cls, arch: str, tensors: dict[str | None, Tensor]) -> dict[str, Any]:
         """Patch, grid and tokens, which the ``arch`` does not say; see :class:`MetaFormer`."""
-        row = cls.arch_settings(arch)
+        row = cls.get_arch_settings(arch)
         positions, tokens = (tensors.get(f'positions.{x}') for x in ('pos_embed', 'cls_token'))
         kernel = tensors.get('stem.proj.conv.weight', tensors.get('stem.conv.weight'))
         if positions is None or kernel is None:

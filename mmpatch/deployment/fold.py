@@ -1,6 +1,6 @@
-"""Folding: norms, residual scales and gates of a trained network become part of its products.
+"""Folding: norms, residual scales and gates of a trained network move into its linear layers.
 
-Each rewrite is an identity of real numbers. Blocks become rows of plain modules.
+A product is a linear layer or a 1x1 convolution. Blocks become sequences of plain modules.
 """
 
 import copy

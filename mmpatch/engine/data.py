@@ -112,7 +112,7 @@ def check_dataset(dataset: Any) -> None:
         part.pipeline = SampleNamingPipeline(part.pipeline)
 
 
-def count_lost_annotations() -> None:
+def warn_of_lost_annotations() -> None:
     """Make mmdet warn of annotations whose image the annotation file does not list."""
     from mmdet.datasets import CocoDataset
 

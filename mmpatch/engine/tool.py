@@ -12,7 +12,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from mmpatch import compat
-from mmpatch.engine.data import check_paths, count_lost_annotations, replace_data_root
+from mmpatch.engine.data import check_paths, replace_data_root, warn_of_lost_annotations
 from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
 
@@ -82,7 +82,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     except ImportError as error:
         raise ImportError(f'{host}: {error}; pip install mmpatch[{HOSTS[host]}]') from error
     if host == 'mmdet':
-        count_lost_annotations()
+        warn_of_lost_annotations()
     try:
         check_model(cfg.model, host)
     except ValueError as error:

@@ -3,7 +3,7 @@
 from timm.layers import DropPath, resample_patch_embed
 
 from mmpatch.layers.mlp import Mlp
-from mmpatch.layers.norm import GroupNorm, GroupNorm1, LayerNorm2d, LayerScale, norm_factory
+from mmpatch.layers.norm import GroupNorm, GroupNorm1, LayerNorm2d, LayerScale, make_norm_factory
 from mmpatch.layers.patch_embed import PatchEmbed
 from mmpatch.layers.position import PositionEmbed
 from mmpatch.layers.resnet_stem import ResNetStem
@@ -18,6 +18,6 @@ __all__ = [
     'PatchEmbed',
     'PositionEmbed',
     'ResNetStem',
-    'norm_factory',
+    'make_norm_factory',
     'resample_patch_embed',
 ]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from mmpatch.registry import MODELS, Factory, factory
+from mmpatch.registry import MODELS, Factory, make_factory
 
 #: Positive, as F.batch_norm requires, and negligible next to 1.
 TINY = 1e-30
@@ -78,7 +78,7 @@ for _name, _norm in (('GN1', GroupNorm1), ('LN2d', LayerNorm2d)):
     MODELS.register_module(_name, module=_norm)
 
 
-def norm_factory(cfg: str | dict[str, Any] | Factory | None) -> Factory:
+def make_norm_factory(cfg: str | dict[str, Any] | Factory | None) -> Factory:
     """Factory of a norm from its config.
 
     Args:
@@ -88,11 +88,11 @@ def norm_factory(cfg: str | dict[str, Any] | Factory | None) -> Factory:
             to the norm.
     """
     if not isinstance(cfg, dict):
-        return factory(NORMS.get(cfg, cfg) if isinstance(cfg, str) else cfg)
+        return make_factory(NORMS.get(cfg, cfg) if isinstance(cfg, str) else cfg)
     cfg = dict(cfg)
     requires_grad = cfg.pop('requires_grad', True)
     cfg['type'] = NORMS.get(cfg['type'], cfg['type'])
-    make = factory(cfg)
+    make = make_factory(cfg)
     return make if requires_grad else partial(_frozen, make)
 
 

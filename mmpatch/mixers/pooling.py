@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpatch.mixers.tokens import Grid, impulses, to_map, to_tokens
+from mmpatch.mixers.tokens import StaticMixer
 from mmpatch.registry import MODELS
 
 
 @MODELS.register_module()
-class Pooling(nn.Module):
+class Pooling(StaticMixer):
     """Mean of the neighbourhood minus the token itself (https://arxiv.org/abs/2111.11418, eq. 4).
 
     Positions outside the map do not count, so a constant map is mixed to zero.
@@ -33,19 +33,6 @@ class Pooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return self.pool(x) - x
-
-    def affinity(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1, N, N), rows of sum 0."""
-        seen = self(impulses(x.shape[2:], x))
-        return seen.flatten(2).permute(1, 2, 0).expand(x.shape[0], -1, -1, -1)
-
-    def values(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1, N, C)."""
-        return to_tokens(x)
-
-    def project(self, mixed: Tensor, size: Grid) -> Tensor:
-        """Mixed values (B, 1, N, C) -> (B, C, H, W)."""
-        return to_map(mixed, size)
 
 
 class AveragePool(nn.AvgPool2d):

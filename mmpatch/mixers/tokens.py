@@ -20,7 +20,7 @@ def to_map(tokens: Tensor, size: Grid) -> Tensor:
     return merged.transpose(1, 2).unflatten(2, tuple(size))
 
 
-def impulses(size: Grid, like: Tensor) -> Tensor:
+def make_impulses(size: Grid, like: Tensor) -> Tensor:
     """(N, 1, H, W): map n is 1 at token n, 0 elsewhere. Their images are the columns of a mixer."""
     count = size[0] * size[1]
     return torch.eye(count, dtype=like.dtype, device=like.device).view(count, 1, *size)
@@ -34,7 +34,7 @@ class StaticMixer(nn.Module):
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N), the same for every input of one size."""
-        probes = impulses(x.shape[2:], x).expand(-1, self.num_heads, -1, -1)
+        probes = make_impulses(x.shape[2:], x).expand(-1, self.num_heads, -1, -1)
         seen = self(probes) - self(torch.zeros_like(probes[:1]))  # without the bias
         return seen.flatten(2).permute(1, 2, 0).expand(x.shape[0], -1, -1, -1)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpatch.mixers.tokens import Grid
-from mmpatch.registry import MODELS, factory
+from mmpatch.registry import MODELS, make_factory
 
 
 @MODELS.register_module()
@@ -18,13 +18,13 @@ class Windowed(nn.Module):
 
     Args:
         dim: Channels.
-        mixer: What mixes within a window: what :func:`mmpatch.registry.factory` takes.
+        mixer: What mixes within a window: what :func:`mmpatch.registry.make_factory` takes.
         window_size: Side of a window in tokens.
     """
 
     def __init__(self, dim: int, mixer: Any, window_size: int = 14) -> None:
         super().__init__()
-        self.mixer = factory(mixer)(dim)
+        self.mixer = make_factory(mixer)(dim)
         self.window_size = window_size
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmpatch.layers import norm_factory
+from mmpatch.layers import make_norm_factory
 from mmpatch.registry import MODELS, Factory
 
 
@@ -28,7 +28,7 @@ class SimpleFeaturePyramid(BaseModule):
         scale_factors: Size of each level with respect to its input: powers of two, falling.
         num_outs: Levels; those behind the last scale take every second row and column of the level
             before them. By default as many as scales.
-        norm_cfg: Norm behind every convolution: see :func:`mmpatch.layers.norm_factory`.
+        norm_cfg: Norm behind every convolution: see :func:`mmpatch.layers.make_norm_factory`.
         in_stride: Stride of the inputs, for ``out_strides``; None takes that of ``backbone``.
         backbone: A backbone, or the config of one, whose ``out_channels`` and ``out_strides`` are
             the inputs'; a config is built on the meta device.
@@ -81,7 +81,7 @@ class SimpleFeaturePyramid(BaseModule):
             raise ValueError(f'num_outs={num_outs} is less than {len(scales)} scale_factors')
         self.in_channels = channels
         self.num_outs = num_outs or len(scales)
-        norm = norm_factory(norm_cfg)
+        norm = make_norm_factory(norm_cfg)
         copies = len(scales) // len(channels)
         self.levels = nn.ModuleList(
             _make_level(c, out_channels, int(math.log2(scale)), norm)
