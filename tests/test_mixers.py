@@ -14,6 +14,7 @@ from mmpatch.mixers import (
     Pooling,
     SpatialMLP,
     Windowed,
+    spatial_mlp,
 )
 from mmpatch.registry import MODELS
 
@@ -132,9 +133,11 @@ def test_resampled_spatial_mlp_keeps_averages(torch_seed):
 def test_spatial_mlp_says_once_how_it_serves_another_grid(monkeypatch, how, text):
     said = []
     monkeypatch.setattr('mmpatch.mixers.spatial_mlp.print_log', lambda line, **_: said.append(line))
-    mixer = SpatialMLP(DIM, 4, other_grids=how)
-    assert mixer(torch.randn(1, DIM, 5, 9)).shape == (1, DIM, 5, 9)
-    mixer(torch.randn(1, DIM, 6, 8))
+    spatial_mlp._log_other_grid.cache_clear()
+    for _ in range(2):
+        mixer = SpatialMLP(DIM, 4, other_grids=how)
+        assert mixer(torch.randn(1, DIM, 5, 9)).shape == (1, DIM, 5, 9)
+        mixer(torch.randn(1, DIM, 6, 8))
     assert len(said) == 1 and text in said[0]
 
 

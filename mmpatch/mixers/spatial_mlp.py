@@ -1,5 +1,7 @@
 """Spatial MLP: an affinity that is learned and does not depend on the input."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
@@ -54,16 +56,12 @@ class SpatialMLP(StaticMixer):
         tokens = self.grid[0] * self.grid[1]
         self.fc1 = TokenLinear(num_heads, tokens, hidden or tokens, bias)
         self.fc2 = TokenLinear(num_heads, hidden, tokens, bias) if hidden else None
-        self._told = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         size = tuple(x.shape[2:])
-        if size != self.grid and not self._told and not torch.compiler.is_compiling():
-            self._told = True
-            how = {'resample': 'matrices are resampled', 'window': 'it runs in windows'}
-            message = f'SpatialMLP of {self.grid} tokens on a map of {size}: '
-            print_log(message + how[self.other_grids], logger='current')
+        if size != self.grid and not torch.compiler.is_compiling():
+            _log_other_grid(self.grid, self.other_grids)
         if size == self.grid or self.other_grids == 'resample':
             return self._mix(x)
         return merge_windows(self._mix(split_windows(x, self.grid)), size)
@@ -87,6 +85,13 @@ class SpatialMLP(StaticMixer):
         if self.fc2 is not None:
             tokens = self.fc2(F.gelu(tokens), self.grid, None, size)
         return to_map(tokens, size)
+
+
+@lru_cache
+def _log_other_grid(grid: Grid, other_grids: str) -> None:
+    """Say once in a process, not once per module, how maps of another grid are served."""
+    how = {'resample': 'matrices are resampled', 'window': 'it runs in windows'}
+    print_log(f'SpatialMLP of {grid} tokens on another grid: {how[other_grids]}', logger='current')
 
 
 class TokenLinear(nn.Module):
