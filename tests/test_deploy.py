@@ -238,10 +238,18 @@ def drop_bias(block):
     block.norm1.register_parameter('bias', None)
 
 
-@pytest.mark.parametrize('change', [clip_norm, halve_pool, patch_projection, drop_bias])
+def dilate_position(block):
+    block.pos_embed.conv.dilation = (2, 2)
+
+
+CHANGES = [clip_norm, halve_pool, patch_projection, drop_bias, dilate_position]
+
+
+@pytest.mark.parametrize('change', CHANGES)
 @pytest.mark.parametrize('mixer', ['Pooling', {'type': 'Attention', 'num_heads': 2}])
 def test_parts_that_differ_are_kept(change, mixer, torch_seed):
     kwargs = {'strides': (4,), 'out_indices': (0,), 'layer_scale': 0.5, 'out_norm': False}
+    kwargs['pos_embed'] = {'type': 'DepthwiseConv', 'kernel_size': 4}
     model = golden.randomize(MetaFormer((1,), 24, mixer, **kwargs))
     change(model.stages[0].blocks[0])
     model = golden.randomize(model)
