@@ -30,6 +30,15 @@ def test_outputs_have_the_documented_shapes(size):
     assert model.out_strides == (4, 8, 16, 32)
 
 
+def test_patches_are_padded_at_the_bottom_and_the_right(torch_seed):
+    from mmpatch.layers import PatchEmbed
+
+    embed, x = PatchEmbed(2, 3, kernel_size=4, stride=4), torch.randn(1, 2, 6, 9)
+    expected = embed.conv(torch.nn.functional.pad(x, (0, 3, 0, 2)))
+    torch.testing.assert_close(embed(x), expected)
+    assert expected.shape == (1, 3, 2, 3)
+
+
 def test_isotropic_network_is_a_pyramid_of_stride_one():
     model = MetaFormer((1, 1), 16, 'Pooling', strides=(8, 1), out_indices=(0, 1))
     first, second = model(torch.randn(1, 3, 30, 41))
