@@ -167,22 +167,29 @@ def test_recomputation_that_fails_restores_the_norms(torch_seed):
     }
 
 
-def test_patched_forwards_take_effect(torch_seed):
-    model, x = (
-        PoolFormer(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)).eval(),
-        torch.randn(1, 3, 64, 64),
-    )
-    for block in blocks_of(model):
-        block.forward = torch.zeros_like
-    assert not any(y.any() for y in PoolFormer.forward(model, x)[1:2] if False)
-    block = MetaFormerBlock(8, Pooling)
+def test_patched_forwards_and_hooks_take_effect(torch_seed):
+    from mmpatch import deploy
+
+    def build():
+        kwargs = {'strides': (4,), 'out_indices': (0,), 'out_norm': False}
+        model = golden.randomize(MetaFormer((1,), 8, 'Pooling', **kwargs))
+        return model, *blocks_of(model)
+
+    x = torch.randn(2, 3, 48, 48)
+    model, block = build()
     block.forward = lambda y: 0 * y
-    assert not block(torch.randn(2, 8, 6, 6)).any()
-    block = MetaFormerBlock(8, Pooling)
-    y = torch.randn(2, 8, 6, 6)
+    for patched in (model, deploy(model)):
+        assert not patched(x)[0].any()
+    model, block = build()
     block.token_mixer.forward = lambda y: 0 * y
     block.mlp.forward = lambda y: 0 * y
-    torch.testing.assert_close(block(y), y)
+    for patched in (model, deploy(model)):
+        torch.testing.assert_close(patched(x)[0], model.stem(x))
+    model, block = build()
+    block.mlp.register_forward_hook(lambda module, args, output: 0 * output)
+    block.token_mixer.register_forward_pre_hook(lambda module, args: (0 * args[0],))
+    for hooked in (model, deploy(model)):
+        torch.testing.assert_close(hooked(x)[0], model.stem(x))
 
 
 def test_compiled_blocks_take_effect():
