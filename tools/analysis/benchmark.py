@@ -53,7 +53,10 @@ CASES = {
         lambda **kw: PoolFormer('s12', **kw), 'poolformer_s12', (2, 3, 512, 512)
     ),
     'convmixer-768-32': Case(
-        lambda **kw: ConvMixer('768/32', **kw), 'convmixer_768_32', (2, 3, 224, 224)
+        lambda **kw: ConvMixer('768/32', **kw),
+        'convmixer_768_32',
+        (2, 3, 224, 224),
+        ('inference',),
     ),
     'container-light': Case(lambda **kw: Container('light', **kw), None, (2, 3, 512, 512)),
     'vit-base': Case(
