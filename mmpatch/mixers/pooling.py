@@ -40,7 +40,7 @@ class AveragePool(nn.AvgPool2d):
 
     The gradient of the pooling kernels is wrong on CUDA in channels_last memory with padding, up to
     torch 2.13 (https://github.com/pytorch/pytorch/issues/188344), so it is computed with the
-    forward kernel here. With other settings (stride, dilated padding) this is torch's own layer.
+    forward kernel here. With another stride or padding this is torch's own layer.
 
     Args:
         pool_size: Side of the window, odd.
