@@ -103,7 +103,8 @@ class PooledResidual(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         exact = x.to(torch.promote_types(x.dtype, torch.float32))  # squares may overflow in half
         centred = exact - exact.mean((1, 2, 3), keepdim=True)
-        variance = centred.square().mean((1, 2, 3), keepdim=True)
+        lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        variance = lengths.square().mean((2, 3), keepdim=True) / x.shape[1]
         factor = torch.rsqrt(variance + self.eps) * self.scale.view(-1, 1, 1)
         return torch.lerp(x, self.pool(x), factor.to(x.dtype))
 

@@ -57,8 +57,7 @@ class GroupNorm1(GroupNorm):
             return super().forward(x)
         # Over all of a sample the order does not matter, so channels_last memory stays as it is.
         rows = x.permute(0, 2, 3, 1)
-        whitened = F.group_norm(rows.flatten(1).unsqueeze(1), 1, eps=self.eps)
-        x = whitened.view(rows.shape).permute(0, 3, 1, 2)
+        x = F.layer_norm(rows, rows.shape[1:], eps=self.eps).permute(0, 3, 1, 2)
         if self.weight is None:
             return x
         # A batch norm of mean 0 and variance 1 is the affine map in one pass, gradients included.
