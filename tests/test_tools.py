@@ -135,19 +135,13 @@ def test_mixed_precision_is_refused_on_a_cpu(toy, tmp_path):
 
 
 def test_segmentor_trains_resumes_and_predicts(toy, tmp_path):
-    train = ['tools/train.py', SEGMENTOR, '--work-dir', tmp_path]
     steps = ['train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
-    run_tool(*train, *options(toy, 'ade', 'train_cfg.max_iters=2', *steps))
-    run_tool(
-        *train,
-        '--resume',
-        tmp_path / 'iter_2.pth',
-        *options(toy, 'ade', 'train_cfg.max_iters=4', *steps),
-    )
-    assert last_metric(tmp_path, 'mIoU')['step'] == 4
+    steps = options(toy, 'ade', 'train_cfg.max_iters=4', *steps)
     whole = tmp_path / 'whole'
-    four = options(toy, 'ade', 'train_cfg.max_iters=4', *steps)
-    run_tool('tools/train.py', SEGMENTOR, '--work-dir', whole, *four)
+    run_tool('tools/train.py', SEGMENTOR, '--work-dir', whole, *steps)
+    resume = ['--resume', whole / 'iter_2.pth']
+    run_tool('tools/train.py', SEGMENTOR, '--work-dir', tmp_path, *resume, *steps)
+    assert last_metric(tmp_path, 'mIoU')['step'] == 4
     resumed, uninterrupted = (
         torch.load(folder / 'iter_4.pth', weights_only=True)['state_dict']
         for folder in (tmp_path, whole)
