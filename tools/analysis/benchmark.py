@@ -3,9 +3,11 @@
     python tools/analysis/benchmark.py --out docs/benchmark.json
     python tools/analysis/benchmark.py --table docs/benchmark.json
 
-Each network runs in two processes: one keeps freed memory, as mmpatch's tools do, and one leaves it
-to glibc, as a user of timm has it. All forms of both take turns, so that ratios of one run compare;
-times of different runs do not. Prints medians, page faults and, for training, what autograd keeps.
+Each network runs in pairs of processes: one keeps freed memory, as mmpatch's tools do, and one
+leaves it to glibc, as a user of timm has it. All forms of both take turns, so that ratios of one
+run compare; times of different runs do not. The addresses of tensors differ between processes and
+move times by some percent, so medians are taken over several pairs. Prints medians, page faults
+and, for training, what autograd keeps.
 ``--compile`` adds compiled forms, which need a C++ compiler. ``--device cuda`` times on a GPU,
 where there is one heap only.
 """
@@ -177,8 +179,27 @@ def serve(pipe: Any, name: str, use: str, heap: str, args: argparse.Namespace) -
 
 def compare(name: str, use: str, args: argparse.Namespace) -> dict[str, Any]:
     """Median seconds and page faults of each form under each heap, all in turns."""
+    turns: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    for _ in range(args.pairs):
+        kept = take_turns(name, use, args, turns)
+    found: dict[str, Any] = {'input': CASES[name].size, 'kept_bytes': kept}
+    for i, figure in enumerate(('seconds', 'page_faults')):
+        found[figure] = {
+            heap: {form: statistics.median(turn[i] for turn in taken) for form, taken in of.items()}
+            for heap, of in turns.items()
+        }
+    return found
+
+
+def take_turns(
+    name: str,
+    use: str,
+    args: argparse.Namespace,
+    turns: dict[str, dict[str, list[tuple[float, int]]]],
+) -> dict[str, int]:
+    """Add the turns of one pair of processes, and return the bytes that each form keeps."""
     context = multiprocessing.get_context('spawn')
-    workers, results = {}, {}
+    workers = {}
     for heap in HEAPS if args.device == 'cpu' else HEAPS[:1]:
         pipe, end = context.Pipe()
         worker = context.Process(target=serve, args=(end, name, use, heap, args))
@@ -193,17 +214,11 @@ def compare(name: str, use: str, args: argparse.Namespace) -> dict[str, Any]:
                 pipe.send(form)
                 figures = pipe.recv()
                 if turn >= 2:  # after two rounds of warming up
-                    results.setdefault(heap, {}).setdefault(form, []).append(figures)
+                    turns.setdefault(heap, {}).setdefault(form, []).append(figures)
     for worker, pipe in workers.values():
         pipe.send(None)
         worker.join()
-    found: dict[str, Any] = {'input': CASES[name].size, 'kept_bytes': made[HEAPS[0]][1]}
-    for i, figure in enumerate(('seconds', 'page_faults')):
-        found[figure] = {
-            heap: {form: statistics.median(turn[i] for turn in turns) for form, turns in of.items()}
-            for heap, of in results.items()
-        }
-    return found
+    return made[HEAPS[0]][1]
 
 
 def make_table(result: dict[str, Any]) -> str:
@@ -257,7 +272,8 @@ def main() -> None:
     )
     parser.add_argument('--networks', nargs='+', choices=CASES, default=list(CASES))
     parser.add_argument('--what', nargs='+', choices=USES, default=list(USES))
-    parser.add_argument('--repeats', type=int, default=9, help='of each form')
+    parser.add_argument('--pairs', type=int, default=3, help='of processes')
+    parser.add_argument('--repeats', type=int, default=5, help='of each form in a process')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--compile', action='store_true', help='compiled forms, too')
@@ -269,8 +285,8 @@ def main() -> None:
     if args.table:
         print(make_table(json.loads(args.table.read_text())))
         return
-    if args.repeats < 7:
-        parser.error(f'--repeats {args.repeats}: a median needs at least 7')
+    if args.pairs * args.repeats < 7:
+        parser.error(f'{args.pairs} pairs of {args.repeats}: a median needs at least 7 in all')
     networks: dict[str, Any] = {}
     for name in args.networks:
         for use in args.what:
