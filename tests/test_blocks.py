@@ -360,6 +360,23 @@ def test_group_norm_is_as_exact_as_torchs_in_nchw(groups, layout, ratio, device)
         assert error(a, c) < bound
 
 
+@pytest.mark.parametrize('change', ['two groups', 'bias alone', 'three dimensions'])
+def test_group_norm_honours_changed_settings(change, device):
+    norm = GroupNorm1(8).to(device)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, 8, 5, 5, device=device)
+    if change == 'two groups':
+        norm.num_groups = 2
+    elif change == 'bias alone':
+        norm.weight = None
+    else:
+        x = x[..., 0]
+    y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias)
+    layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    for z in (x, x.contiguous(memory_format=layout)):
+        torch.testing.assert_close(norm(z), y)
+
+
 @pytest.mark.parametrize('size', [(1, 1), (1, 9), (5, 7)])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('groups', [1, 4])

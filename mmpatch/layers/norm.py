@@ -53,9 +53,13 @@ class GroupNorm1(GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), in the memory layout of the input."""
-        if x.is_contiguous():
+        whole = (
+            x.ndim == 4 and self.num_groups == 1 and (self.weight is not None or self.bias is None)
+        )
+        if x.is_contiguous() or not whole:
             return super().forward(x)
-        # Over all of a sample the order does not matter, so channels_last memory stays as it is.
+        # Statistics of a whole sample do not depend on the order of its values, so that
+        # channels_last memory stays as it is.
         rows = x.permute(0, 2, 3, 1)
         x = F.layer_norm(rows, rows.shape[1:], eps=self.eps).permute(0, 3, 1, 2)
         if self.weight is None:
@@ -101,6 +105,8 @@ def _frozen(make: Factory, dim: int) -> nn.Module:
 
 class LayerScale(nn.Module):
     """Residual sum with a learned scale per channel (CaiT, https://arxiv.org/abs/2103.17239).
+
+    It adds the branch to the input, where timm's layer of this name only scales the branch.
 
     Args:
         dim: Channels C.
