@@ -10,8 +10,10 @@ import time
 
 import pytest
 import torch
+from mmengine.config import Config
 
 import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
+from mmpatch.engine.tool import check_precision
 
 import golden
 from support import ROOT, child_environment, run_tool
@@ -132,6 +134,22 @@ def test_mixed_precision_is_refused_on_a_cpu(toy, tmp_path):
     assert result.returncode and 'Traceback' not in result.stderr
     error = result.stderr.strip().splitlines()[-1]
     assert error.startswith('error: MMEngine has no mixed precision on a CPU: leave out --amp')
+    check_precision(Config({'optim_wrapper': {'optimizer': {'type': 'AdamW'}}}))  # type left out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        (['tools/train.py', 'nothere.py'], r'nothere\.py'),
+        (['tools/test.py', DETECTOR, 'a.pth', '--out', 'a.json'], r'a\.json: a detector writes'),
+        (['tools/make_toy_data.py', '--train', '0'], '--train 0 --val 80: each set needs'),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(toy, tmp_path, arguments, error):
+    tail = ['--work-dir', tmp_path, *options(toy, 'coco')] if 'data' not in arguments[0] else []
+    result = run_tool(*arguments, *tail, check=False)
+    assert result.returncode and 'Traceback' not in result.stderr
+    assert re.search(f'error: .*{error}', result.stderr.strip().splitlines()[-1])
 
 
 def test_segmentor_trains_resumes_and_predicts(toy, tmp_path):
@@ -171,7 +189,6 @@ def test_detector_predicts(toy, whole, tmp_path):
 )
 def test_detectors_of_mmdet_2_are_evaluated(toy, tmp_path, name):
     from mmdet.utils import register_all_modules
-    from mmengine.config import Config
     from mmengine.registry import MODELS
 
     register_all_modules()

@@ -56,7 +56,7 @@ def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
     with torch.device('meta'):
         model = families[name](**{key: value for key, value in kwargs.items() if key != 'type'})
     fitting = load.fit_tensors(tensors, layout, model, report)
-    # Output norms are no part of a published file: whoever loads this one builds them anew.
+    # Output norms are not part of a published file: whoever loads this one builds them anew.
     meta = {
         'backbone': kwargs,
         'source': src,

@@ -452,6 +452,8 @@ def main() -> None:
     parser.add_argument('--train', type=int, default=480, help='pictures to train on, each set')
     parser.add_argument('--val', type=int, default=80, help='pictures to evaluate on, each set')
     args = parser.parse_args()
+    if min(args.train, args.val) < 1:
+        parser.error(f'--train {args.train} --val {args.val}: each set needs a picture')
     for split, count in (('train', args.train), ('val', args.val)):
         write_coco(args.out / 'coco', split, count, args.seed)
     for split, count in (('training', args.train), ('validation', args.val)):

@@ -3,6 +3,8 @@
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures --out predictions.pkl
 """
 
+import sys
+
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -36,7 +38,7 @@ def main() -> None:
         draw(cfg, args.show_dir)
     dump = args.out and cfg.default_scope == 'mmdet'
     if dump and not args.out.endswith(('.pkl', '.pickle')):
-        raise ValueError(f'--out {args.out}: a detector writes one .pkl file')
+        sys.exit(f'error: --out {args.out}: a detector writes one .pkl file')
     if args.out and not dump:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
     runner = Runner.from_cfg(cfg)

@@ -6,6 +6,8 @@ torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
 The second line starts a process for each GPU; without a GPU, the processes share the CPU.
 """
 
+import sys
+
 from mmengine.runner import Runner
 
 from mmpatch.engine.tool import check_precision, make_parser, read_config
@@ -34,7 +36,7 @@ def main() -> None:
     check_precision(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError(f'{args.config} has no auto_scale_lr.base_batch_size to scale from')
+            sys.exit(f'error: {args.config} has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True

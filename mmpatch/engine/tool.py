@@ -54,7 +54,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         splits: Some of 'train', 'val' and 'test', whose data must exist.
 
     Raises:
-        SystemExit: If data is missing or parts of the model do not match; says so in one line.
+        SystemExit: If a file or data is missing or parts of the model do not match, in one line.
         ValueError: If ``default_scope`` names no host.
         ImportError: If the host is not installed.
     """
@@ -63,7 +63,10 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         print_log(line, logger='current')
     if keep_freed_memory():
         print_log(f'mmpatch: freed memory is kept ({VARIABLE}=0 to disable)', logger='current')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except FileNotFoundError as error:
+        sys.exit(f'error: {error}')
     options = dict(args.cfg_options)
     if 'data_root' in options:
         replace_data_root(cfg, str(options.pop('data_root')))
@@ -118,7 +121,7 @@ def check_precision(cfg: Config) -> None:
     Raises:
         SystemExit: If the config asks for it; says in one line what to leave out.
     """
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         sys.exit(
             'error: MMEngine has no mixed precision on a CPU: leave out --amp, or add '
             '--cfg-options optim_wrapper.type=OptimWrapper if the config asks for it'

@@ -3,6 +3,7 @@
 python tools/analysis/startup.py
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,9 @@ CODES = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in CODES}
     for turn in range(8):
         for name, code in CODES.items():
