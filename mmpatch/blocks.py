@@ -71,7 +71,7 @@ class ConvMixerBlock(nn.Module):
     """Residual depthwise convolution, then a plain 1x1 convolution (ConvMixer, arXiv 2201.09792).
 
     ``x = x + norm1(act(token_mixer(x)))`` and ``x = norm2(act(mlp(x)))``: the norms come last, and
-    the channel mixing has neither a hidden layer nor a residual. So this is no MetaFormer block
+    the channel mixing has neither a hidden layer nor a residual. So this is not a MetaFormer block
     with other arguments, but it has the same slots.
 
     Args:
@@ -127,9 +127,9 @@ class Stage(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, C, H, W) and tokens (B, C, 1, T) or None -> (B, C', H', W') and tokens.
 
-        Class tokens have no place on the map, so with them the blocks see one row of T + H * W
-        tokens. ``with_cp`` recomputes each block in the backward pass instead of keeping its
-        activations.
+        Class tokens have no position on the feature map, so with them the blocks see one row of
+        T + H * W tokens. ``with_cp`` recomputes each block in the backward pass instead of keeping
+        its activations.
         """
         x = self.downsample(x)
         size = x.shape[2:]

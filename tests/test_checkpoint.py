@@ -272,7 +272,7 @@ def test_whole_models_resample_positions_too(tmp_path):
     assert model.positions.pos_embed.shape[2:] == (20, 20)
     assert model.positions.pos_embed.std() > 0.5  # not as it was initialised
     state['pos_embed'] = state['pos_embed'][:, :-2]
-    with pytest.raises(ValueError, match='194 places, which are no square grid; say which'):
+    with pytest.raises(ValueError, match='194 places, which form no square; say which'):
         model.load_state_dict(state)
 
 
@@ -453,7 +453,7 @@ class TestWrongFiles:
         assert torch.equal(loaded(path).stem.conv.bias, expected)
 
     def test_keys_are_no_strings(self, published):
-        with pytest.raises(ValueError, match='file.pth has keys that are no strings: 7'):
+        with pytest.raises(ValueError, match='file.pth has keys that are not strings: 7'):
             loaded(published(lambda s: {**s, 7: torch.ones(1)}))
 
     def test_holds_foreign_code(self, tmp_path):

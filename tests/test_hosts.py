@@ -187,12 +187,12 @@ def test_levels_have_the_strides_that_heads_assume(name):
         (
             'convmixer/retinanet_convmixer-768-32_sfp-native_1x_coco.py',
             {'model.data_preprocessor.pad_size_divisor': 32},
-            r'pad_size_divisor=32 is no multiple of 28.*\[7, 14, 28\].*use 56',
+            r'pad_size_divisor=32 is not a multiple of 28.*\[7, 14, 28\].*use 56',
         ),
         (
             'convmixer/retinanet_convmixer-768-32-p8_sfp_1x_coco.py',
             {'model.neck.scale_factors': (1, 0.3)},
-            '0.3 is no power of two',
+            '0.3 is not a power of two',
         ),
         (
             'convmixer/retinanet_convmixer-768-32-p8_sfp_1x_coco.py',

@@ -93,7 +93,7 @@ def test_strides_of_convmixer(patch, scales, strides):
 @pytest.mark.parametrize(
     ('kwargs', 'culprit'),
     [
-        ({'scale_factors': (4, 3, 1)}, r'scale_factors=\(4, 3, 1\): 3 is no power of two'),
+        ({'scale_factors': (4, 3, 1)}, r'scale_factors=\(4, 3, 1\): 3 is not a power of two'),
         ({'scale_factors': (1, 2)}, r'\(1, 2\) must fall'),
         ({'in_channels': None}, 'needs in_channels, or a backbone'),
         ({'in_channels': [8, 8]}, '2 inputs for 4 scale_factors'),

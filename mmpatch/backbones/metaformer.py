@@ -64,7 +64,7 @@ class MetaFormer(BaseModule):
         positions: Arguments of :class:`PositionEmbed`, absolute positions and tokens that join
             behind the stem; the mixers of a network with such tokens must take them, as
             :class:`mmpatch.mixers.Attention` does without relative positions. None for none.
-        out_norm: Whether each output goes through a norm of its own, which is no part of published
+        out_norm: Whether each output goes through a norm of its own, which is not part of published
             classifiers; False gives the raw outputs of the stages. A name or dict says which norm,
             by default that of ``norm_cfg``.
         drop_path_rate: Drop rate of the last residual branches; it grows linearly from 0.
@@ -75,11 +75,11 @@ class MetaFormer(BaseModule):
         norm_eval: Whether batch norms keep their statistics in training.
         with_cp: Whether blocks recompute their activations in the backward pass, to save memory
             (:func:`torch.utils.checkpoint.checkpoint` around each block).
-        memory_format: Layout of the maps that enter stem and stages: 'channels_last', 'contiguous'
-            (NCHW), or 'auto': channels_last on a CPU; on CUDA contiguous for networks with group
-            norms or depthwise kernels larger than 7x7 and channels_last for others, by timm's
-            published benchmarks (``results/benchmark-infer-amp-*-nchw-*`` beside ``-nhwc-``; not
-            measured here); contiguous on other devices.
+        memory_format: Layout of the maps that enter the stem and the first stage: 'channels_last',
+            'contiguous' (NCHW), or 'auto': channels_last on a CPU; on CUDA contiguous for networks
+            with group norms or depthwise kernels larger than 7x7 and channels_last for others, by
+            timm's published benchmarks (``results/benchmark-infer-amp-*-nchw-*`` beside ``-nhwc-``;
+            not measured here); contiguous on other devices.
         compile: True or arguments of :func:`torch.compile` for the backbone alone; its parameters
             keep their names.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads published weights strictly: see
@@ -188,7 +188,8 @@ class MetaFormer(BaseModule):
             if out_norm and i in self.out_indices:
                 self.out_norms[str(i)] = make_out_norm(dims[i])
 
-        widths, levels = (getattr(self.stem, f'level_{k}', ()) for k in ('channels', 'strides'))
+        widths = getattr(self.stem, 'level_channels', ())
+        levels = getattr(self.stem, 'level_strides', ())
         self.stem_indices = check_increasing(
             f'{name}: stem_indices', 'levels of the stem', stem_indices, len(levels)
         )
@@ -313,7 +314,7 @@ class MetaFormer(BaseModule):
         lost |= {'a downsampling' for s in self.stages if not isinstance(s.downsample, nn.Identity)}
         if lost:
             raise ValueError(
-                f'{type(self).__name__}: class tokens have no place on the map, which '
+                f'{type(self).__name__}: class tokens have no position on the feature map, which '
                 f'{", ".join(sorted(lost))} needs; leave them out (with_cls_token=False, '
                 'positions=dict(num_tokens=0))'
             )

@@ -36,7 +36,7 @@ def split_positions(tensors: Tensors, grid: Grid = None) -> Tensors:
             positions = torch.cat([torch.zeros_like(positions[:, :ahead]), positions], 1)
         if size is None:
             raise ValueError(
-                f'pos_embed has {count - ahead} places, which are no square grid; say which with '
+                f'pos_embed has {count - ahead} places, which form no square; say which with '
                 'pretrain_img_size=(height, width)'
             )
         maps = positions.transpose(1, 2)

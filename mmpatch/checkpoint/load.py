@@ -39,7 +39,7 @@ def load_pretrained(
     Args:
         model: A :class:`mmpatch.backbones.MetaFormer`.
         checkpoint: ``mmpatch://NAME`` (see :data:`PUBLISHED`), a URL, or a path.
-        prefix: What the keys of the backbone start with, other than ``backbone.``. The name of an
+        prefix: Prefix of the backbone's keys, if not ``backbone.``. The name of an
             entry chooses it: ``model_ema.`` takes the moving average although there is a ``model``.
         adapt_input: Whether to fit the stem to other input channels: one channel gets the sum over
             the file's channels, more repeat and rescale them.
@@ -73,7 +73,7 @@ def load_init_cfg(model: Any) -> bool:
         Whether it names any; if not, nothing is done.
 
     Raises:
-        TypeError: If it is no dict or list of dicts.
+        TypeError: If it is not a dict or list of dicts.
         ValueError: If a ``Pretrained`` has no checkpoint; and see :func:`load_pretrained`.
     """
     name, cfgs = type(model).__name__, model.init_cfg or []
@@ -82,7 +82,7 @@ def load_init_cfg(model: Any) -> bool:
     for cfg in [cfgs] if isinstance(cfgs, dict | str) else cfgs:
         if not isinstance(cfg, dict):
             right = f"init_cfg=dict(type='Pretrained', checkpoint={cfg!r})"
-            raise TypeError(f'{name}: init_cfg={cfg!r} is no dict; write {right}')
+            raise TypeError(f'{name}: init_cfg={cfg!r} is not a dict; write {right}')
         is_file = cfg.get('type') in ('Pretrained', PretrainedInit)
         (pretrained if is_file else others).append(cfg)
         if is_file and not cfg.get('checkpoint'):
@@ -124,7 +124,7 @@ def unwrap(content: Any, source: str, prefix: str = '') -> tuple[Tensors, Report
         choice = f"; choose an entry with prefix='{next(iter(entries))}.'" if entries else ''
         raise ValueError(f'{source} holds no tensors{choice}')
     if wrong := [repr(key) for key in tensors if not isinstance(key, str)]:
-        raise ValueError(f'{source} has keys that are no strings: {join_names(wrong)}')
+        raise ValueError(f'{source} has keys that are not strings: {join_names(wrong)}')
     if prefix and not any(key.removeprefix('module.').startswith(prefix) for key in tensors):
         keys = f'its keys are such as {join_names(list(tensors))}'
         raise ValueError(f'{source} has no key that starts with {prefix!r}; {keys}')

@@ -23,7 +23,7 @@ class Published:
         settings: Arguments of the family with which it fits without resampling.
         layout: Name of its :class:`mmpatch.checkpoint.Layout`.
         licence: SPDX identifier under which it is published; None if the publisher states none.
-        top1: ImageNet-1k accuracy in percent; None if it is no such classifier or none is reported.
+        top1: ImageNet-1k accuracy in percent; None for other networks or where none is reported.
         source: Where the accuracy, or else the file, is reported.
         normalisation: Mean and deviation of the RGB pixels, 0 to 255.
         direct: Whether the URL answers with the file itself.

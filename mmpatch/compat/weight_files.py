@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: What a file that is no checkpoint starts with, what it is, and what to do about it.
+#: What a file that is not a checkpoint starts with, what it is, and what to do about it.
 OTHER_FORMATS = (
     (b'version https://git-lfs', 'a Git LFS pointer; fetch the file itself with `git lfs pull`'),
     (b'\x1f\x8b', 'compressed by gzip; unpack it first'),
@@ -50,7 +50,7 @@ def read_weights(path: Path, map_location: Any = None) -> Any:
             return torch.load(path, map_location=map_location, weights_only=True)
     matching = (what for marker, what in OTHER_FORMATS if start.lstrip().startswith(marker))
     what = next(matching, f'starts with {start[:16]!r}' if start else 'empty')
-    raise RuntimeError(f'{path} is no checkpoint but {what}')
+    raise RuntimeError(f'{path} is not a checkpoint but {what}')
 
 
 def _read_zip(path: Path, map_location: Any) -> Any:

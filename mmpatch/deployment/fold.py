@@ -28,16 +28,16 @@ def deploy(model: nn.Module) -> nn.Module:
     Affine maps of norms and whole batch norms are folded into the products behind them, residual
     scales and gates into the products before them, and PoolFormer's branch becomes one
     interpolation. Outputs stay equal to float32 rounding. Blocks that are not as this package
-    builds them (subclasses, hooks, patched methods) stay as they are; one log line says how many
-    were folded. The copy has other names in its state dict and stays in evaluation mode. It is not
-    compiled: call its ``compile()`` if the model was.
+    builds them (subclasses, hooks, patched methods) stay; one log line says how many were folded.
+    The copy has other names in its state dict, stays in evaluation mode and is not compiled.
 
     Args:
         model: A backbone of mmpatch, or any model that holds one, in evaluation mode.
 
     Raises:
-        TypeError: If ``model`` is no module.
+        TypeError: If ``model`` is not a module.
         ValueError: If the model is in training mode, or holds no backbone of mmpatch.
+        RuntimeError: If torch cannot copy it; make pruning masks and old weight norms permanent.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f'deploy takes a module, not {model!r}')

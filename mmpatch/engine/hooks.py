@@ -78,6 +78,7 @@ class StepSeedHook(Hook):
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         if not by_epoch and runner.world_size == 1:
             return  # MMEngine has seeded this process already
+        # Primes keep the seeds of neighbouring epochs, iterations and ranks apart.
         seed = (runner.seed + 1000003 * (runner.epoch if by_epoch else 0)) % 2**31
         loader = runner.train_dataloader
         if by_epoch and isinstance(loader.worker_init_fn, partial):

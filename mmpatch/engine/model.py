@@ -73,7 +73,7 @@ def _run_necks(registry: Any, cfgs: list[Any], maps: list[Tensor]) -> list[Tenso
         if necks and given is not None and _as_list(given) != channels:
             raise ValueError(
                 f'model.neck.in_channels={given}, but the backbone gives {channels}: '
-                'set the one to the other (out_indices of the backbone says which)'
+                'make them equal (out_indices of the backbone says which)'
             ) from error
         if isinstance(error, ValueError):
             raise
@@ -128,8 +128,8 @@ def _check_padding(cfg: Any, strides: list[float], coarsest: float) -> None:
     needed = math.lcm(*(stride for stride in strides if isinstance(stride, int)))
     if padded > 1 and padded % needed:
         raise ValueError(
-            f'model.data_preprocessor.pad_size_divisor={padded} is no multiple of {needed}: maps '
-            f'of strides {strides} would not cover the image evenly; use '
+            f'model.data_preprocessor.pad_size_divisor={padded} is not a multiple of {needed}: '
+            f'maps of strides {strides} would not cover the image evenly; use '
             f'{-(-padded // needed) * needed}'
         )
 
@@ -139,7 +139,7 @@ def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
     for place, head in _find_parts(cfg, 'model', 'bbox_head', 'rpn_head'):
         given = (head.get('anchor_generator') or {}).get('strides') or strides
         anchors = [_as_list(stride)[0] for stride in given]
-        # YOLACT's anchors are spread over the image, at strides that are no whole numbers.
+        # YOLACT's anchors are spread over the image, at strides that are not whole numbers.
         if anchors != strides and all(s == int(s) for s in anchors):
             raise ValueError(f'{place}.anchor_generator.strides={list(given)}, {levels}')
         _check_channels(place, head, channels)

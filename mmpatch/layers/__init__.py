@@ -1,4 +1,4 @@
-"""Layers that are no mixers. This is the only folder that imports timm."""
+"""Layers other than mixers. This is the only folder that imports timm."""
 
 from timm.layers import DropPath, resample_patch_embed
 

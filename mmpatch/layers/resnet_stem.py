@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mmpatch.layers.patch_embed import PatchEmbed
 from mmpatch.registry import MODELS
 
-# The published networks standardise weights with 1e-5 on the deviation; on the variance, where
-# this layer has it, that is nothing. 1e-8 is what timm loads the same files with.
+# The published code adds 1e-5 to the standard deviation of the weights. This layer adds epsilon to
+# the variance, where 1e-8 reproduces the published outputs, as in timm.
 Conv = partial(StdConv2dSame, eps=1e-8)
 Norm = partial(GroupNormAct, num_groups=32)
 WIDTH = 64
@@ -28,8 +28,8 @@ class ResNetStem(nn.Module):
     Args:
         in_channels: Channels of the image.
         dim: Channels of the output.
-        stride: Of the output with respect to the image; what the ResNet leaves of it is the size of
-            the patches.
+        stride: Of the output with respect to the image. The patch size is this over the stride of
+            the ResNet.
         depths: Bottlenecks of each stage; none for the root convolution alone.
 
     Attributes:
@@ -37,7 +37,7 @@ class ResNetStem(nn.Module):
         level_strides: Strides of the stages' maps.
 
     Raises:
-        ValueError: If the stride is no multiple of the ResNet's.
+        ValueError: If the stride is not a multiple of the ResNet's.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ResNetStem(nn.Module):
         self.level_strides = tuple(4 * 2**i for i in range(len(depths)))
         channels, reached = (WIDTH, *self.level_channels)[-1], (4, *self.level_strides)[-1]
         if stride % reached:
-            raise ValueError(f"stride={stride} is no multiple of the ResNet's stride {reached}")
+            raise ValueError(f"stride={stride} is not a multiple of the ResNet's stride {reached}")
         self.stride = stride
         self.root = Conv(in_channels, WIDTH, 7, stride=2)
         self.root_norm = nn.GroupNorm(32, WIDTH)

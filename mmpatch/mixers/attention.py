@@ -41,7 +41,7 @@ class Attention(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        #: Whether tokens without a place on the map may stand among the others.
+        #: Whether tokens without a position on the map may be among the others.
         self.takes_tokens = rel_pos_size is None
         self.rel_pos = None
         if rel_pos_size is not None:

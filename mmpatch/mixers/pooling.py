@@ -40,7 +40,8 @@ class AveragePool(nn.AvgPool2d):
 
     The gradient of the pooling kernels is wrong on CUDA in channels_last memory with padding, up to
     torch 2.13 (https://github.com/pytorch/pytorch/issues/188344), so it is computed with the
-    forward kernel here. With another stride or padding this is torch's own layer.
+    forward kernel here. Traces, and layers with another stride, padding or form of kernel size,
+    have torch's own gradient.
 
     Args:
         pool_size: Side of the window, odd.
@@ -54,7 +55,7 @@ class AveragePool(nn.AvgPool2d):
         size: Any = self.kernel_size
         same = isinstance(size, int) and size % 2 and self.padding == size // 2
         keeps_size = same and self.stride == 1 and not self.ceil_mode
-        # A traced graph holds operators only, and no gradient.
+        # A trace holds torch's operators only.
         learns = x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
         if not learns or not keeps_size or self.divisor_override:
             return super().forward(x)

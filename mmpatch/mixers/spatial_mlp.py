@@ -19,7 +19,7 @@ class SpatialMLP(StaticMixer):
     With one head: ResMLP's token mixing (https://arxiv.org/abs/2105.03404) and, without bias, the
     spatial FC of PoolFormer's Table 5; with several, CONTAINER's static MLP affinity
     (https://arxiv.org/abs/2106.01401, Section 3.3); with ``hidden``, MLP-Mixer's two layers with a
-    GELU between (https://arxiv.org/abs/2105.01601), which are no affinity.
+    GELU between (https://arxiv.org/abs/2105.01601), which have no affinity.
 
     A map of another grid is served as ``other_grids`` says, and one log line tells so.
 
@@ -70,10 +70,10 @@ class SpatialMLP(StaticMixer):
         """(B, C, H, W) -> (B, heads, N, N), the same for every input of one size.
 
         Raises:
-            ValueError: With two layers, or in windows, where mixing is no one matrix of this size.
+            ValueError: With two layers, or in windows, where mixing is not one matrix of this size.
         """
         if self.fc2 is not None:
-            raise ValueError('two layers with an activation between are no affinity')
+            raise ValueError('two layers with an activation between have no affinity')
         if self.other_grids == 'window' and tuple(x.shape[2:]) != self.grid:
             raise ValueError(f'in windows of {self.grid} the affinity is one of each window')
         return super().affinity(x)

@@ -38,8 +38,8 @@ class SimpleFeaturePyramid(BaseModule):
         out_strides: Strides of the levels; None if the stride of the inputs is not known.
 
     Raises:
-        ValueError: If a scale is no power of two, scales do not fall, or channels are not known or
-            differ from the backbone's.
+        ValueError: If a scale is not a power of two, scales do not fall, or channels are not known
+            or differ from the backbone's.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SimpleFeaturePyramid(BaseModule):
         scales = tuple(scale_factors)
         for scale in scales:
             if scale <= 0 or not math.log2(scale).is_integer():
-                raise ValueError(f'scale_factors={scales}: {scale} is no power of two')
+                raise ValueError(f'scale_factors={scales}: {scale} is not a power of two')
         if list(scales) != sorted(set(scales), reverse=True):
             raise ValueError(f'scale_factors={scales} must fall, from the finest level on')
         channels = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels or ())
