@@ -284,14 +284,14 @@ def test_layer_depths():
         ({'arch': 'giant'}, "no arch 'giant'.*huge.*base-r50-s16"),
         (
             {'window_size': 7, 'global_blocks': ()},
-            'class tokens have no place.*Windowed.*with_cls_token=False',
+            'class tokens have no position.*Windowed.*with_cls_token=False',
         ),
-        ({'rel_pos': True}, 'class tokens have no place.*Attention'),
-        ({'token_mixers': 'Pooling'}, 'class tokens have no place.*Pooling'),
+        ({'rel_pos': True}, 'class tokens have no position.*Attention'),
+        ({'token_mixers': 'Pooling'}, 'class tokens have no position.*Pooling'),
         ({'distilled': True, 'with_cls_token': False}, 'distilled=True needs'),
         ({'global_blocks': (4,)}, r'global_blocks=\(4,\).*0\.\.3'),
         ({'stem_indices': (0,)}, r'stem_indices=\(0,\).*0 levels'),
-        ({'arch': 'base-r50-s16', 'patch_size': 24}, 'stride=24 is no multiple.*16'),
+        ({'arch': 'base-r50-s16', 'patch_size': 24}, 'stride=24 is not a multiple.*16'),
     ],
 )
 def test_wrong_arguments_are_named(kwargs, culprit):
