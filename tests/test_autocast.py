@@ -18,7 +18,7 @@ import mmpatch
 
 from support import run_tool
 
-ITERATIONS = int(os.environ.get('MMPATCH_ITERATIONS', 12))
+ITERATIONS = int(os.environ.get('MMPATCH_ITERATIONS', 8))
 CONFIGS = {
     'detector': 'demo/retinanet_poolformer-nano_fpn_toy-coco.py',
     'segmentor': 'demo/fpn_poolformer-nano_toy-ade20k.py',

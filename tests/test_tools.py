@@ -290,7 +290,8 @@ def test_what_has_no_image_is_counted(spoiled, tmp_path):
     content['images'].pop()
     file.write_text(json.dumps(content))
     assert lost
-    code, text = failure(spoiled, tmp_path, DETECTOR, 'coco', 'train_cfg.max_epochs=1')
+    short = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=2')
+    code, text = failure(spoiled, tmp_path, DETECTOR, 'coco', *short)
     assert not code and f'{len(lost)} annotations belong to images that the annotation file' in text
 
     (spoiled / 'ade/images/training/ADE_train_00000002.jpg').unlink()
