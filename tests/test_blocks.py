@@ -125,15 +125,18 @@ def test_with_cp_keeps_little(make, share, torch_seed):
 
 
 @pytest.mark.parametrize('name', TINY)
-def test_with_cp_changes_no_gradient_and_no_statistic(name, device, torch_seed):
+def test_with_cp_changes_no_output_no_gradient_and_no_statistic(name, device, torch_seed):
     plain, saving = (TINY[name](with_cp=cp, drop_path_rate=0.2) for cp in (False, True))
     golden.randomize(plain)
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(3, 3, 65, 98, device=device)
+    outputs = []
     for model in (plain, saving):
         model.to(device).train()
         torch.manual_seed(1)
-        sum(y.square().mean() for y in model(x)).backward()
+        outputs.append(model(x))
+        sum(y.square().mean() for y in outputs[-1]).backward()
+    torch.testing.assert_close(*outputs)
     largest = max(p.grad.norm() for p in plain.parameters())
     for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
         assert (a.grad - b.grad).norm() <= 1e-5 * a.grad.norm() + 1e-6 * largest, key
