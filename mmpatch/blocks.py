@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmpatch.layers import DropPath, GroupNorm1, LayerScale, Mlp
+from mmpatch.layers import DropPath, GroupNorm1, LayerScale, Mlp, PositionEmbed
 from mmpatch.registry import Factory
 
 
@@ -26,11 +26,14 @@ class MetaFormerBlock(nn.Module):
     Args:
         dim: Channels C.
         token_mixer: Makes the mixer from C. It is given C, not a module, which would be shared.
-        mlp_ratio: Hidden channels of the MLP over C.
+        mlp_ratio: Hidden channels of the MLP over C; 0 for a block without MLP.
         norm: Makes both norms from C.
         act: Activation class of the MLP.
         layer_scale: Initial value of the two per-channel scales; None leaves them out.
+        drop: Dropout rate behind both layers of the MLP.
         drop_path: Probability of dropping a residual branch of a sample in training.
+        residual: Whether the branches are residual; if not, their outputs replace their inputs,
+            without scales.
         pos_embed: Makes a position layer whose output is added to the input; None leaves it out.
     """
 
@@ -43,7 +46,9 @@ class MetaFormerBlock(nn.Module):
         norm: Factory = GroupNorm1,
         act: Callable[[], nn.Module] = nn.GELU,
         layer_scale: float | None = None,
+        drop: float = 0.0,
         drop_path: float = 0.0,
+        residual: bool = True,
         pos_embed: Factory | None = None,
     ) -> None:
         super().__init__()
@@ -53,10 +58,10 @@ class MetaFormerBlock(nn.Module):
         self.pos_embed = pos_embed(dim) if pos_embed else None
         self.norm1 = norm(dim)
         self.token_mixer = token_mixer(dim)
-        self.layer_scale1 = LayerScale(dim, layer_scale)
-        self.norm2 = norm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act)
-        self.layer_scale2 = LayerScale(dim, layer_scale)
+        self.layer_scale1 = LayerScale(dim, layer_scale, residual)
+        self.norm2: Any = norm(dim) if mlp_ratio else None
+        self.mlp: Any = Mlp(dim, int(dim * mlp_ratio), act, drop) if mlp_ratio else None
+        self.layer_scale2: Any = LayerScale(dim, layer_scale, residual) if mlp_ratio else None
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,6 +69,8 @@ class MetaFormerBlock(nn.Module):
         if self.pos_embed is not None:
             x = x + self.pos_embed(x)
         x = self.layer_scale1(x, self.drop_path(self.token_mixer(self.norm1(x))))
+        if self.mlp is None:
+            return x
         return self.layer_scale2(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
@@ -110,16 +117,23 @@ class ConvMixerBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling, then blocks.
+    """Downsampling, positions if there are some, then blocks.
 
     Args:
         downsample: Applied first.
         blocks: Applied in order.
+        positions: Added before the first block; None for none.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        downsample: nn.Module,
+        blocks: Iterable[nn.Module],
+        positions: PositionEmbed | None = None,
+    ) -> None:
         super().__init__()
         self.downsample = downsample
+        self.positions = positions
         self.blocks = nn.ModuleList(blocks)
 
     def forward(
@@ -132,6 +146,8 @@ class Stage(nn.Module):
         its activations.
         """
         x = self.downsample(x)
+        if self.positions is not None:
+            x, _ = self.positions(x)
         size = x.shape[2:]
         if tokens is not None:
             # Joined as rows of channels, so that the memory stays channels_last.

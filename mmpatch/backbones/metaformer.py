@@ -64,6 +64,8 @@ class MetaFormer(BaseModule):
         positions: Arguments of :class:`PositionEmbed`, absolute positions and tokens that join
             behind the stem; the mixers of a network with such tokens must take them, as
             :class:`mmpatch.mixers.Attention` does without relative positions. None for none.
+        stage_positions: For each stage None, or arguments of :class:`PositionEmbed` for positions
+            that are added before its blocks, without tokens; None for none in any stage.
         out_norm: Whether each output goes through a norm of its own, which is not part of published
             classifiers; False gives the raw outputs of the stages. A name or dict says which norm,
             by default that of ``norm_cfg``.
@@ -116,6 +118,7 @@ class MetaFormer(BaseModule):
         layer_scale: float | None = None,
         pos_embed: Any = None,
         positions: dict[str, Any] | None = None,
+        stage_positions: Sequence[dict[str, Any] | None] | None = None,
         out_norm: Any = True,
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -132,6 +135,7 @@ class MetaFormer(BaseModule):
         dims = broadcast_to_stages('dims', dims, count)
         strides = broadcast_to_stages('strides', strides, count)
         mlp_ratios = broadcast_to_stages('mlp_ratios', mlp_ratios, count)
+        places = broadcast_to_stages('stage_positions', stage_positions, count)
         mixers = [
             make_factory(spec) for spec in broadcast_to_blocks('token_mixers', token_mixers, depths)
         ]
@@ -184,7 +188,9 @@ class MetaFormer(BaseModule):
             down: nn.Module = nn.Identity()
             if i and (strides[i] != 1 or dims[i] != dims[i - 1]):
                 down = _make_patch_embed(dims[i - 1], dims[i], strides[i], downsample)
-            self.stages.append(Stage(down, blocks))
+            place = places[i]
+            embed = None if place is None else PositionEmbed(dims[i], num_tokens=0, **place)
+            self.stages.append(Stage(down, blocks, embed))
             if out_norm and i in self.out_indices:
                 self.out_norms[str(i)] = make_out_norm(dims[i])
 

@@ -184,8 +184,9 @@ def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool)
         of_patches = patches.pad and like.shape[2] == patches.stride
         if of_patches and tensor.shape[:2] == like.shape[:2] and max(tensor.shape[2:]) <= MAX_PATCH:
             tensor = resample_patch_embed(tensor, list(like.shape[2:]))
-    elif name == 'positions.pos_embed' and tensor.shape[:2] == like.shape[:2]:
-        antialias, size = model.positions.antialias, like.shape[2:]
+    elif name.endswith('positions.pos_embed') and tensor.shape[:2] == like.shape[:2]:
+        antialias = model.get_submodule(name.removesuffix('.pos_embed')).antialias
+        size = like.shape[2:]
         tensor = F.interpolate(tensor.float(), size, mode='bicubic', antialias=antialias)
     elif '.rel_pos.' in name and tensor.shape[1:] == like.shape[1:]:
         tensor = F.interpolate(tensor.float().T[None], size=len(like), mode='linear')[0].T

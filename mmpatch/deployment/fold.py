@@ -27,9 +27,9 @@ def deploy(model: nn.Module) -> nn.Module:
 
     Affine maps of norms and whole batch norms are folded into the products behind them, residual
     scales and gates into the products before them, and PoolFormer's branch becomes one
-    interpolation. Outputs stay equal to float32 rounding. Blocks that are not as this package
-    builds them (subclasses, hooks, patched methods) stay; one log line says how many were folded.
-    The copy has other names in its state dict, stays in evaluation mode and is not compiled.
+    interpolation. Outputs stay equal to float32 rounding. Subclasses of blocks, and blocks with
+    hooks or patched methods, stay; one log line says how many were folded. The copy has other names
+    in its state dict, stays in evaluation mode and is not compiled.
 
     Args:
         model: A backbone of mmpatch, or any model that holds one, in evaluation mode.
@@ -69,7 +69,7 @@ def fold_block(block: Any) -> list[nn.Module] | None:
     elif type(block) is MetaFormerBlock and _has_known_parts(block):
         row = [] if block.pos_embed is None else [_fold_position(block.pos_embed)]
         row.append(_fold_mixing(block.norm1, block.token_mixer, block.layer_scale1.scale))
-        row.append(_fold_mlp(block.norm2, block.mlp, block.layer_scale2.scale))
+        row += [_fold_mlp(block.norm2, block.mlp, block.layer_scale2.scale)] if block.mlp else []
     else:
         return None
     return row and [part.to(dtype) for part in row]
@@ -224,7 +224,8 @@ def _fold_position(pos_embed: Any) -> nn.Module:
 
 
 def _has_known_parts(block: MetaFormerBlock) -> bool:
-    scales = type(block.layer_scale1) is type(block.layer_scale2) is LayerScale
+    sums: Any = [block.layer_scale1, block.layer_scale2 or block.layer_scale1]
+    scales = all(type(s) is LayerScale and s.residual for s in sums)
     mixers: Any = [m for m in block.modules() if type(m) in (Attention, ContextAggregation)]
     products = all(_is_product(m.qkv) and _is_product(m.proj) for m in mixers)
     return scales and products and type(block.drop_path) in (nn.Identity, DropPath)
@@ -232,10 +233,9 @@ def _has_known_parts(block: MetaFormerBlock) -> bool:
 
 def _is_product(module: Any) -> bool:
     """Whether a module multiplies the channels of each token by one matrix."""
-    if type(module) is not nn.Conv2d:
+    if type(module) is not nn.Conv2d or module.padding not in ((0, 0), 'same', 'valid'):
         return type(module) is nn.Linear
-    sizes = (*module.kernel_size, *module.stride, module.groups)
-    return sizes == (1, 1, 1, 1, 1) and module.padding in ((0, 0), 'same', 'valid')
+    return (*module.kernel_size, *module.stride, module.groups) == (1, 1, 1, 1, 1)
 
 
 def _keeps_constants(pool: Any) -> bool:

@@ -111,14 +111,20 @@ class LayerScale(nn.Module):
     Args:
         dim: Channels C.
         init_value: Initial value of all scales; None for a plain sum.
+        residual: Whether there is a sum; if not, the branch is returned as it is.
     """
 
-    def __init__(self, dim: int, init_value: float | None) -> None:
+    def __init__(self, dim: int, init_value: float | None, residual: bool = True) -> None:
         super().__init__()
-        self.scale = None if init_value is None else nn.Parameter(torch.full((dim,), init_value))
+        self.residual = residual
+        self.scale = None
+        if residual and init_value is not None:
+            self.scale = nn.Parameter(torch.full((dim,), init_value))
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """(B, C, H, W), twice -> ``x + scale * branch``, (B, C, H, W)."""
+        if not self.residual:
+            return branch
         if self.scale is None:
             return x + branch
         return torch.addcmul(x, branch, self.scale.view(-1, 1, 1))

@@ -9,6 +9,7 @@ from mmpatch.mixers.context_aggregation import ContextAggregation
 from mmpatch.mixers.conv import DepthwiseConv
 from mmpatch.mixers.identity import Identity
 from mmpatch.mixers.pooling import Pooling
+from mmpatch.mixers.random_mixing import RandomMixing
 from mmpatch.mixers.spatial_mlp import SpatialMLP
 from mmpatch.mixers.windowed import Windowed
 
@@ -18,6 +19,7 @@ __all__ = [
     'DepthwiseConv',
     'Identity',
     'Pooling',
+    'RandomMixing',
     'SpatialMLP',
     'Windowed',
 ]

@@ -15,13 +15,14 @@ class Attention(nn.Module):
     Args:
         dim: Channels.
         num_heads: Heads; must divide ``dim``.
+        head_dim: Channels of a head, instead of ``num_heads``.
         qkv_bias: Whether queries, keys and values have a bias.
         rel_pos_size: Grid (H, W), or its side, of decomposed relative positions, which are added to
             the logits (MViTv2, https://arxiv.org/abs/2112.01526, eq. 4, as in ViTDet); they are
             interpolated for other grids. None for none.
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``dim``.
+        ValueError: If ``num_heads`` or ``head_dim`` does not divide ``dim``.
     """
 
     def __init__(
@@ -30,8 +31,13 @@ class Attention(nn.Module):
         num_heads: int = 8,
         qkv_bias: bool = True,
         rel_pos_size: int | tuple[int, int] | None = None,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
+        if head_dim is not None:
+            if dim % head_dim:
+                raise ValueError(f'head_dim={head_dim} does not divide dim={dim}')
+            num_heads = dim // head_dim
         if dim % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
         self.num_heads = num_heads
