@@ -12,7 +12,7 @@ Make the files of a reference again from a checkout of the authors' repository:
 """
 
 import argparse
-import importlib.util
+import importlib
 import json
 import re
 import sys
@@ -71,6 +71,24 @@ SOURCES = {
             'classifier',
         },
     ),
+    **{
+        f'metaformer_{kind}_s12': Source(
+            'sail-sg/poolformer',
+            'models/metaformer.py',
+            lambda code, kind=kind: getattr(code, f'metaformer_{kind}_s12_224')(),
+            taps,
+            {
+                'input': [2, 3, 224, 224],
+                'seed': seed,
+                'outputs': 'after stage 1, 2, 3, 4 (no output norm), then the final norm of the '
+                'classifier',
+            },
+        )
+        for kind, seed, taps in (
+            ('ppaa', 31, ('network.0', 'network.2', 'network.5', 'network.7', 'norm')),
+            ('pppf', 32, ('network.0', 'network.2', 'network.4', 'network.6', 'norm')),
+        )
+    },
     'container_light': Source(
         'allenai/container',
         'models.py',
@@ -135,15 +153,15 @@ def make_reference(name, checkout, folder=DATA):
 
 
 def import_file(file):
-    """Import a file of the authors', written for timm 0.4."""
+    """Import a file of the authors', written for timm 0.4; it may import others of its folder."""
     import timm.layers
 
     sys.modules.setdefault('timm.models.layers.helpers', timm.layers.helpers)
-    spec = importlib.util.spec_from_file_location('published_code', file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # timm's register_model looks there
-    spec.loader.exec_module(module)
-    return module
+    for name in [name for name in sys.modules if name.startswith('published_code')]:
+        del sys.modules[name]
+    package = sys.modules['published_code'] = ModuleType('published_code')
+    package.__path__ = [str(file.parent)]
+    return importlib.import_module(f'published_code.{file.stem}')
 
 
 def summarize(output):
@@ -209,13 +227,17 @@ def randomize(model):
 def rename_to_published(state):
     """State dict of a PoolFormer, or of a detector with one as backbone, as its authors name it."""
     rules = [(r'^(backbone\.)?stem\.conv', r'\1patch_embed.proj')]
+    entry = 0
     for i in range(4):
-        rules += [
-            (rf'^(backbone\.)?stages\.{i}\.blocks', rf'\1network.{2 * i}'),
-            (rf'^(backbone\.)?stages\.{i}\.downsample\.conv', rf'\1network.{2 * i - 1}.proj'),
-            (rf'^(backbone\.)?out_norms\.{i}', rf'\1norm{2 * i}'),
-        ]
-    rules.append((r'layer_scale(\d)\.scale', r'layer_scale_\1'))
+        stage = rf'^(backbone\.)?stages\.{i}\.'
+        rules.append((rf'{stage}downsample\.conv', rf'\1network.{entry - 1}.proj'))
+        if any(key.endswith(f'stages.{i}.positions.pos_embed') for key in state):
+            rules.append((rf'{stage}positions', rf'\1network.{entry}'))
+            entry += 1
+        rules.append((rf'{stage}blocks', rf'\1network.{entry}'))
+        rules.append((rf'^(backbone\.)?out_norms\.{i}', rf'\1norm{2 * i}'))
+        entry += 2
+    rules += [(r'layer_scale(\d)\.scale', r'layer_scale_\1'), (r'mixer\.fc1', 'mixer.fc')]
     named = {}
     for key, tensor in state.items():
         for ours, theirs in rules:

@@ -7,13 +7,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmpatch import deploy
 from mmpatch.backbones import Container, ConvMixer, PoolFormer, VisionTransformer
+from mmpatch.checkpoint import load_pretrained
 
 import golden
 from support import pretrained
 
 REFERENCES = {
     'poolformer_s12': lambda **kw: PoolFormer('s12', **kw),
+    'metaformer_ppaa_s12': lambda **kw: PoolFormer('s12-ppaa', **kw),
+    'metaformer_pppf_s12': lambda **kw: PoolFormer('s12-pppf', **kw),
     'container_light': lambda **kw: Container('light', **kw),
     'convmixer_768_32': lambda **kw: ConvMixer('768/32', **kw),
 }
@@ -24,6 +28,11 @@ PARAMETERS = {
     (PoolFormer, 's36'): 30_348_736,
     (PoolFormer, 'm36'): 55_401_984,
     (PoolFormer, 'm48'): 72_702_912,
+    (PoolFormer, 's12-id'): 11_401_152,
+    (PoolFormer, 's12-pppa'): 14_038_440 - 514_024,
+    (PoolFormer, 's12-ppaa'): 16_535_592 - 514_024,
+    (PoolFormer, 's12-pppf'): 11_919_978 - 514_024,
+    (PoolFormer, 's12-ppff'): 12_150_474 - 514_024,
     (Container, 'light'): 20_119_619,
     (Container, 'light-paper'): 20_008_235 - 514_024,
     (Container, 'base'): 21_808_826 - 514_024,
@@ -41,6 +50,8 @@ PARAMETERS = {
 }
 TINY = {
     'PoolFormer': lambda **kw: PoolFormer(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), **kw),
+    'PoolFormer with attention': lambda **kw: PoolFormer('s12-ppaa', **HYBRID_POOLFORMER, **kw),
+    'PoolFormer with spatial FC': lambda **kw: PoolFormer('s12-ppff', **HYBRID_POOLFORMER, **kw),
     'Container': lambda **kw: Container(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32), **kw),
     'ConvMixer': lambda **kw: ConvMixer('256/8', depths=(1, 1, 1, 1), dims=8, **kw),
     'ConvMixer of patch 7': lambda **kw: ConvMixer('512/12', depths=(1, 1, 1, 1), dims=8, **kw),
@@ -51,6 +62,7 @@ TINY = {
         'tiny', depths=(1, 1, 1, 1), dims=24, **HYBRID, **kw
     ),
 }
+HYBRID_POOLFORMER = {'depths': (1, 1, 1, 1), 'dims': (8, 16, 32, 32)}
 VITDET = {'with_cls_token': False, 'window_size': 7, 'rel_pos': True, 'out_indices': (0, 1)}
 HYBRID = {'stem': {'type': 'ResNetStem', 'depths': (1, 1)}, 'stem_indices': (0, 1)}
 FULL = {'dims': (4, 8, 8, 8), 'token_mixers': {'type': 'ContextAggregation', 'num_heads': 1}}
@@ -72,7 +84,17 @@ MACS = {
     (VisionTransformer, 'base'): 17.58,
 }
 #: Of these networks names of state dicts are frozen, in tests/data/state_dict_keys.json.
-KEYED = ('PoolFormer', 'Container', 'full Container', 'ConvMixer', 'ViT', 'ViTDet', 'hybrid ViT')
+KEYED = (
+    'PoolFormer',
+    'PoolFormer with attention',
+    'PoolFormer with spatial FC',
+    'Container',
+    'full Container',
+    'ConvMixer',
+    'ViT',
+    'ViTDet',
+    'hybrid ViT',
+)
 
 
 @pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
@@ -91,7 +113,11 @@ def test_equals_the_authors_code(tmp_path, name, wrapper):
 
 @pytest.mark.parametrize(
     ('arch', 'size'),
-    [('s12', (64, 64)), ('s12', (96, 160)), *((arch, (75, 122)) for arch in PoolFormer.ARCHS)],
+    [
+        ('s12', (64, 64)),
+        ('s12', (96, 160)),
+        *((arch, (75, 122)) for arch in PoolFormer.ARCHS if '-' not in arch),
+    ],
 )
 def test_poolformer_equals_timm(tmp_path, arch, size):
     import timm
@@ -264,24 +290,84 @@ def test_poolformer_ablations_are_config_lines():
         assert all(out.isfinite().all() for out in outs), variant
 
 
+@pytest.mark.parametrize('arch', [arch for arch in PoolFormer.ARCHS if '-' in arch])
+@pytest.mark.parametrize('grid', [1, 2])
+def test_files_of_hybrids_load_by_the_authors_names(tmp_path, arch, grid, torch_seed):
+    """Position embeddings count as entries of ``network`` there; other grids are resampled."""
+    whole = golden.randomize(PoolFormer(arch, **HYBRID_POOLFORMER, out_norm=False))
+    state = golden.rename_to_published(whole.state_dict())
+    names = [key for key in state if key.endswith('pos_embed')]
+    assert names == {'s12-pppa': ['network.6.pos_embed'], 's12-ppaa': ['network.4.pos_embed']}.get(
+        arch, []
+    )
+    for name in names:
+        state[name] = torch.nn.functional.interpolate(state[name], scale_factor=grid)
+    torch.save(state, tmp_path / 'published.pth')
+    model = PoolFormer(arch, **HYBRID_POOLFORMER, out_norm=False).eval()
+    report = load_pretrained(model, tmp_path / 'published.pth')
+    assert len(report.matched) == len(state) and not report.new
+    assert len(report.resampled) == (len(names) if grid == 2 else 0)
+    for key, tensor in model.state_dict().items():
+        if grid == 1 or 'positions' not in key:
+            assert torch.equal(tensor, whole.state_dict()[key])
+
+
+def test_positions_of_a_stage_are_added_before_its_blocks(torch_seed):
+    models = [PoolFormer('s12-ppaa', **HYBRID_POOLFORMER, out_norm=False).eval() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    positions = models[1].stages[2].positions
+    seen = []
+    models[1].stages[2].blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    models[1].stages[2].downsample.register_forward_hook(lambda *args: seen.append(args[2]))
+    for size in ((224, 224), (64, 160)):
+        with torch.no_grad():
+            models[1](torch.randn(1, 3, *size))
+            mapped, entering = seen[-2:]
+            torch.testing.assert_close(entering, positions(mapped)[0])
+            assert not torch.equal(entering, mapped)
+
+
+def test_random_mixing_is_frozen_and_averages(torch_seed):
+    model = PoolFormer(
+        token_mixers={'type': 'RandomMixing', 'grid': 7}, depths=(1, 1, 1, 1), dims=8
+    )
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == [f'stages.{i}.blocks.0.token_mixer.fc1.weight' for i in range(4)]
+    weight = model.stages[0].blocks[0].token_mixer.fc1.weight
+    assert weight.min() > 0 and weight.std() > 0
+    torch.testing.assert_close(weight.sum(-1), torch.ones(1, 49))
+    ones = torch.ones(1, 8, 7, 7)
+    torch.testing.assert_close(model.stages[0].blocks[0].token_mixer(ones), ones)
+
+
 @pytest.mark.parametrize(
-    ('mixers', 'millions'),
+    'settings',
     [
-        (('Pooling', 'Pooling', 'Pooling', 'A'), 14.0),
-        (('Pooling', 'Pooling', 'A', 'A'), 16.5),
-        (('Pooling', 'Pooling', 'Pooling', 'F'), 11.9),
-        (('Pooling', 'Pooling', 'F', 'F'), 12.2),
+        {'mlp_ratios': 0},
+        {'block_args': {'residual': False}},
+        {'block_args': {'residual': False}, 'mlp_ratios': 0},
+        {'block_args': {'drop': 0.5}},
     ],
 )
-def test_parameters_of_the_papers_hybrids(mixers, millions):
-    """arXiv 2111.11418, Table 5, with classifier: A is attention, F a spatial FC."""
-    grids = (56, 28, 14, 7)
-    kinds = {'A': {'type': 'Attention', 'num_heads': 8, 'qkv_bias': False}}
-    specs = [
-        kinds.get(m, m) if m != 'F' else {'type': 'SpatialMLP', 'grid': grid, 'bias': False}
-        for m, grid in zip(mixers, grids, strict=True)
-    ]
-    with torch.device('meta'):
-        model = PoolFormer('s12', token_mixers=specs, out_norm=False)
-    total = sum(p.numel() for p in model.parameters()) + 1024 + 513_000
-    assert total / 1e6 == pytest.approx(millions, abs=0.06)
+def test_block_without_residual_or_mlp_or_with_dropout(settings, torch_seed):
+    """By its formula, in training, evaluation and deployed."""
+    small = {'depths': (1, 1), 'dims': 8, 'strides': (4, 2), 'out_indices': (0, 1)}
+    model = PoolFormer(**small, layer_scale=0.5, out_norm=False, **settings)
+    golden.randomize(model)
+    block, x = model.stages[0].blocks[0], torch.randn(2, 8, 6, 5)
+    args = settings.get('block_args', {})
+    y = block.token_mixer(block.norm1(x))
+    expected = y if 'residual' in args else x + block.layer_scale1.scale.view(-1, 1, 1) * y
+    if 'mlp_ratios' not in settings:
+        y = block.mlp.fc2(block.mlp.act(block.mlp.fc1(block.norm2(expected))))
+        scale = 1 if 'residual' in args else block.layer_scale2.scale.view(-1, 1, 1)
+        expected = y if 'residual' in args else expected + scale * y
+    torch.testing.assert_close(block(x), expected)
+    assert 'residual' not in args or not [n for n, _ in model.named_parameters() if 'scale' in n]
+    noisy = not torch.equal(block.train()(x), block(x))
+    assert noisy == ('drop' in args)
+    image = torch.randn(2, 3, 32, 24)
+    with torch.no_grad():
+        pairs = zip(model.eval()(image), deploy(model)(image), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

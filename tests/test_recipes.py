@@ -204,6 +204,14 @@ RECIPES = {
         **RETINANET,
         'guess': "PoolFormer's recipe for another network",
     },
+    'poolformer/mask-rcnn_poolformer-s12-ppaa_fpn_1x_coco.py': {
+        **MASK_RCNN,
+        'guess': "PoolFormer's recipe for another network",
+    },
+    'poolformer/fpn_poolformer-s12-ppaa_8xb4-40k_ade20k-512x512.py': {
+        **SEMANTIC_FPN,
+        'guess': "PoolFormer's recipe for another network",
+    },
     'poolformer/mask-rcnn_poolformer-s12_fpn_1x_coco.py': MASK_RCNN,
     'poolformer/mask-rcnn_poolformer-s24_fpn_1x_coco.py': MASK_RCNN,
     'poolformer/mask-rcnn_poolformer-s36_fpn_1x_coco.py': MASK_RCNN,
