@@ -1,10 +1,12 @@
 """Train a small version of every family for every task on generated data, and print a table.
 
     python tools/check_matrix.py
+    python tools/check_matrix.py --tasks semantic-fpn --archs s12-ppaa s12-ppff
 
 Each cell is one of the project's configs with fewer blocks and channels. It trains for 60
 iterations on the CPU. Its loss must be finite and fall; it is evaluated and saved; the loaded copy
-must give the same maps. Takes about five minutes on two cores.
+must give the same maps. Takes about five minutes on two cores. ``--archs`` trains those networks
+instead of the ones in the configs.
 """
 
 import argparse
@@ -97,6 +99,15 @@ class LossRecorder(Hook):
         self.metrics = dict(metrics or {})
 
 
+def find_family(arch: str) -> str:
+    """Folder of the configs of the family that has an architecture."""
+    for name in FAMILIES:
+        cfg = Config.fromfile(choose_config(name, 'retinanet'))
+        if arch in MODELS.get(cfg.model.backbone.type).ARCHS:
+            return name
+    sys.exit(f'error: no family has the arch {arch!r}')
+
+
 def choose_config(family: str, task: str) -> str:
     """Path of the family's config for a task; of several, the one with the shortest name."""
     start = f'{family}/{TASKS[task]}'
@@ -121,9 +132,14 @@ def shrink_backbone(cfg: Any) -> dict[str, Any]:
     return small
 
 
-def shrink_config(family: str, task: str, data: Path, iterations: int) -> Config:
-    """Config of the family for a task, with a small model, on generated data."""
+def shrink_config(family: str, arch: str, task: str, data: Path, iterations: int) -> Config:
+    """Config of the family for a task, with a small model, on generated data.
+
+    ``arch`` replaces that of the config, if it is not empty.
+    """
     cfg = Config.fromfile(choose_config(family, task))
+    if arch:
+        cfg.model.backbone.arch = arch
     small = shrink_backbone(cfg.model.backbone)
     neck = {'out_channels': WIDTH}
     cfg.merge_from_dict({'model': {'backbone': small, 'neck': neck, **HEADS[task]}})
@@ -235,6 +251,7 @@ def main() -> None:
     )
     parser.add_argument('--iterations', type=int, default=60, help='of each training')
     parser.add_argument('--families', nargs='+', choices=FAMILIES, default=FAMILIES)
+    parser.add_argument('--archs', nargs='+', help='networks to train, of any families')
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     args = parser.parse_args()
     warnings.simplefilter('ignore')
@@ -249,18 +266,22 @@ def main() -> None:
     HOOKS.register_module(module=LossRecorder)
     start = time.monotonic()
     failed = []
-    table = {task: [''] * len(args.families) for task in args.tasks}
+    columns = [(family, '') for family in args.families]
+    if args.archs:
+        columns = [(find_family(arch), arch) for arch in args.archs]
+    table = {task: [''] * len(columns) for task in args.tasks}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / 'data'
         command = [sys.executable, str(ROOT / 'tools/make_toy_data.py'), '--out', str(data)]
         subprocess.run([*command, '--train', '48', '--val', '8'], check=True, capture_output=True)
-        for i, family in enumerate(args.families):
+        for i, (family, arch) in enumerate(columns):
             for task in args.tasks:
-                name = f'{family} {task}'
+                name = f'{arch or family} {task}'
+                work_dir = Path(folder) / name.replace(' ', '-').replace('/', '-')
                 try:
                     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-                        cfg = shrink_config(family, task, data, args.iterations)
-                        found = train_and_reload(cfg, Path(folder) / name.replace(' ', '-'), task)
+                        cfg = shrink_config(family, arch, task, data, args.iterations)
+                        found = train_and_reload(cfg, work_dir, task)
                 except Exception as error:  # one failure must not hide the others
                     failed.append(name)
                     print(f'{name:26} FAILED: {type(error).__name__}: {error}', flush=True)
@@ -269,8 +290,8 @@ def main() -> None:
                 table[task][i] = CELL.format(**found)
                 print(f'{name:26} {table[task][i]}', flush=True)
     print('\nloss before -> after; box AP, mask AP, box AP, or mIoU in %; parameters; seconds\n')
-    print('| | ' + ' | '.join(args.families) + ' |')
-    print('|---' * (len(args.families) + 1) + '|')
+    print('| | ' + ' | '.join(arch or family for family, arch in columns) + ' |')
+    print('|---' * (len(columns) + 1) + '|')
     for task, cells in table.items():
         print(f'| {task} | ' + ' | '.join(cells) + ' |')
     print(f'\n{time.monotonic() - start:.0f} seconds')
