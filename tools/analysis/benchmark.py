@@ -248,7 +248,35 @@ def make_table(result: dict[str, Any]) -> str:
                 if kept:
                     cell += f', {found["kept_bytes"][form] / 2**20:.0f}'
                 lines.append(f'| {" | ".join((*cells, cell))} |')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, '', *make_ratios(result)])
+
+
+#: A form and the one that it is compared with, each with its heap.
+COMPARISONS = (
+    (('mmpatch', 'kept'), ('timm channels_last', 'kept')),
+    (('mmpatch', 'kept'), ('timm', 'glibc')),
+    (('mmpatch deployed', 'kept'), ('mmpatch', 'kept')),
+    (('mmpatch deployed', 'kept'), ('timm channels_last', 'kept')),
+)
+
+
+def make_ratios(result: dict[str, Any]) -> list[str]:
+    """Lines of a table of how many times faster one form is than another."""
+    heads = [f'{a[0]} ({a[1]}) over {b[0]} ({b[1]})' for a, b in COMPARISONS]
+    lines = ['Times faster (in parentheses: the heap):', '']
+    lines += [f'| network, use | {" | ".join(heads)} |', '|---' * (len(heads) + 1) + '|']
+    for name, uses in result['networks'].items():
+        for use, found in uses.items():
+            seconds = found['seconds']
+            cells = [
+                f'{seconds[theirs[1]][theirs[0]] / seconds[ours[1]][ours[0]]:.2f}'
+                if all(form in seconds.get(heap, ()) for form, heap in (ours, theirs))
+                else ''
+                for ours, theirs in COMPARISONS
+            ]
+            if any(cells):
+                lines.append(f'| {name}, {use} | {" | ".join(cells)} |')
+    return lines
 
 
 def describe_machine() -> dict[str, Any]:
