@@ -363,6 +363,12 @@ def test_group_norm_is_as_exact_as_torchs_in_nchw(groups, layout, ratio, device)
         assert error(a, c) < bound
 
 
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_group_norm_of_one_group_keeps_the_layout(layout, device):
+    x = torch.randn(2, 8, 5, 6, device=device).contiguous(memory_format=LAYOUTS[layout])
+    assert GroupNorm1(8).to(device)(x).is_contiguous(memory_format=LAYOUTS[layout])
+
+
 @pytest.mark.parametrize('change', ['two groups', 'bias alone', 'three dimensions'])
 def test_group_norm_honours_changed_settings(change, device):
     norm = GroupNorm1(8).to(device)
@@ -407,11 +413,12 @@ def test_memory_format_changes_the_layout_alone(name, layout, device, torch_seed
     models[1].load_state_dict(models[0].state_dict())
     x = torch.randn(2, 3, 64, 96, device=device)
     seen = []
-    models[1].stages[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for module in (models[1].stem, models[1].stages[0]):
+        module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
         for a, b in zip(*(model(x) for model in models), strict=True):
             assert relative_error(a, b) < 1e-5
-    assert seen[0].is_contiguous(memory_format=LAYOUTS[layout])
+    assert all(map_.is_contiguous(memory_format=LAYOUTS[layout]) for map_ in seen)
 
 
 def test_auto_memory_format_follows_device_and_layers():
