@@ -94,3 +94,14 @@ def test_ranks_of_a_loop_by_iteration_augment_differently():
     untouched = draw(IterBasedTrainLoop, 0, 0, world_size=1)
     random.seed(0)
     assert untouched[0] == random.random()
+
+
+def test_what_the_model_draws_depends_on_rank_and_iteration():
+    draws = []
+    for rank in (0, 1):
+        for iteration in (0, 1, 0):
+            runner = SimpleNamespace(seed=3, iter=iteration, rank=rank)
+            StepSeedHook().before_train_iter(runner, 0)
+            draws.append(torch.rand(1).item())
+    first, second, again, *others = draws
+    assert first == again and len({first, second, *others[:2]}) == 4
