@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.checkpoint import Layout, Published, renumber
+from mmpatch.layers import Mlp
 from mmpatch.registry import MODELS
 
 BLOCK = r'blocks([1-4])\.(\d+)'
@@ -80,3 +81,7 @@ class Container(MetaFormer):
             **self.get_arch_settings(arch),
         }
         super().__init__(**(settings | kwargs))
+        for module in self.modules():
+            if isinstance(module, Mlp):  # unlike PoolFormer's, they start as torch's convolutions
+                module.fc1.reset_parameters()
+                module.fc2.reset_parameters()

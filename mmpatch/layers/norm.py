@@ -86,9 +86,10 @@ def make_norm_factory(cfg: str | dict[str, Any] | Factory | None) -> Factory:
 
     Args:
         cfg: None for no norm, a callable, a name, or a dict. Its ``type`` is 'GN1' (group norm of
-            one group, the statistics of PoolFormer), 'LN2d' (over channels), 'BN', 'SyncBN', 'GN'
-            or any registered norm; ``requires_grad=False`` freezes its parameters; the rest goes
-            to the norm.
+            one group, the statistics of PoolFormer), 'LN2d' (over channels, with timm's eps of
+            1e-6; the layer norms of PoolFormer's and CONTAINER's authors have 1e-5), 'BN',
+            'SyncBN', 'GN' or any registered norm; ``requires_grad=False`` freezes its parameters;
+            the rest goes to the norm.
     """
     if not isinstance(cfg, dict):
         return make_factory(NORMS.get(cfg, cfg) if isinstance(cfg, str) else cfg)
