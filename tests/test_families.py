@@ -47,6 +47,7 @@ PARAMETERS = {
     (ConvMixer, '512/16'): 5_357_544 - 513_000,
     (ConvMixer, '512/12'): 4_165_608 - 513_000,
     (ConvMixer, '256/8'): 594_186 - 2_570,
+    (ConvMixer, '256/8-k9-p1'): 706_570 - 2_570,
 }
 TINY = {
     'PoolFormer': lambda **kw: PoolFormer(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), **kw),
@@ -260,6 +261,19 @@ def test_convmixer_variants_are_config_lines():
     assert block.token_mixer.conv.kernel_size == (3, 3)
     assert isinstance(block.act, torch.nn.ReLU) and isinstance(model.stem.act, torch.nn.ReLU)
     assert not block.residual and 'LayerNorm' in type(block.norm1).__name__
+
+
+@pytest.mark.parametrize('name', ['PoolFormer', 'ViT', 'Container'])
+def test_mlps_start_as_the_authors_do(name, torch_seed):
+    """allenai/container initialises linear layers only: its convolutions keep torch's default."""
+    fc = TINY[name]().stages[2].blocks[0].mlp.fc1
+    if name == 'Container':
+        bound = fc.in_channels**-0.5
+        assert 0.9 * bound < fc.weight.abs().max() <= bound
+        assert 0 < fc.bias.abs().max() <= bound
+    else:
+        assert fc.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert not fc.bias.any()
 
 
 def test_container_variants_are_config_lines():

@@ -63,7 +63,8 @@ class ConvMixer(MetaFormer):
             code or, where no weights were released, of lists of the paper's variants; a suffix
             tells variants of one width and depth apart: '768/32-k3-p14', '1536/20-k3',
             '1536/20-p14'. '256/8' is the default of ``locuslab/convmixer-cifar10`` (0.594 M
-            parameters), not the CIFAR-10 network of the paper (0.7 M).
+            parameters). '256/8-k9-p1' is the CIFAR-10 network of the paper, with patch 1 and 0.7 M
+            parameters; kernel 9 is the one that meets this number.
         patch_size: Overrides the table.
         kernel_size: Overrides the table; even kernels are padded by one more at the end.
         residual: Whether the depthwise convolution has a residual.
@@ -85,6 +86,7 @@ class ConvMixer(MetaFormer):
         '512/16': (16, 512, 7, 8, 'GELU'),
         '512/12': (12, 512, 7, 8, 'GELU'),
         '256/8': (8, 256, 2, 5, 'GELU'),
+        '256/8-k9-p1': (8, 256, 1, 9, 'GELU'),
     }
     ARCHS: ClassVar[dict[str, dict[str, Any]]] = {
         name: {'depth': depth, 'width': width, 'patch': patch, 'kernel': kernel, 'act': act}
