@@ -1,6 +1,6 @@
 """DETR, ConvMixer-1024/20 with its patch resampled from 14 to 16, 50 epochs, COCO.
 
-No published number. The recipe is PVT's for DETR, with frozen batch norms.
+No published number. The recipe is the one of PVT's DETR, with frozen batch norms.
 
     python tools/train.py configs/convmixer/detr_convmixer-1024-20-p16_8xb2-50e_coco.py
 """

@@ -2,9 +2,9 @@
 
 No published number. The recipe is a guess: PoolFormer's with weight decay 0.05 and synchronized
 batch norms. The backbone is tapped after each quarter of its blocks; the pyramid turns the taps
-into levels of strides 3.5, 7, 14 and 28. The head is told 4, 8, 16 and 32: only ratios count, and
-mmseg's FPNHead rounds the logarithms of the true strides down to one octave too few. Crops and test
-images are multiples of 28.
+into levels of strides 3.5, 7, 14 and 28. The head keeps 4, 8, 16 and 32: it uses only their ratios,
+and mmseg's FPNHead rounds the logarithms of the true ones down, which would leave out a step of
+upsampling. Crops and test images are multiples of 28.
 
     python tools/train.py configs/convmixer/fpn_convmixer-1024-20_8xb4-40k_ade20k-504x504.py
 """

@@ -1,8 +1,8 @@
 """RetinaNet, ConvMixer-768/32 at its native stride of 7, 1x, COCO: no published number.
 
 The recipe is a guess: PoolFormer's with weight decay 0.05 and frozen batch norms. The levels have
-strides 7 to 112, and anchors have their usual sizes. Images are padded to multiples of 56, so that
-every level but the last covers them exactly.
+strides 7 to 112, and the anchors keep their usual sizes. Images are padded to multiples of 56, so
+that every level but the last covers them exactly.
 
     python tools/train.py configs/convmixer/retinanet_convmixer-768-32_sfp-native_1x_coco.py
 """

@@ -1,6 +1,6 @@
 """DETR, PoolFormer-S12, 50 epochs, COCO: no published number.
 
-The recipe is PVT's for DETR. 29.08 M parameters.
+The recipe is the one of PVT's DETR. 29.08 M parameters.
 
     python tools/train.py configs/poolformer/detr_poolformer-s12_8xb2-50e_coco.py
 """

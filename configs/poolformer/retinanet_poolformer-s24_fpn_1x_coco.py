@@ -1,6 +1,8 @@
-"""RetinaNet, PoolFormer-S24, 1x, COCO: 38.9 box AP in the paper (Table 3). 31.13 M parameters.
+"""RetinaNet, PoolFormer-S24, 1x, COCO: 38.9 box AP in the paper (Table 3).
 
-python tools/train.py configs/poolformer/retinanet_poolformer-s24_fpn_1x_coco.py
+31.13 M parameters.
+
+    python tools/train.py configs/poolformer/retinanet_poolformer-s24_fpn_1x_coco.py
 """
 
 _base_ = './retinanet_poolformer-s12_fpn_1x_coco.py'

@@ -1,6 +1,6 @@
 """DETR, DeiT-S with windows, 50 epochs, COCO: no published number.
 
-The recipe is PVT's for DETR.
+The recipe is the one of PVT's DETR.
 
     python tools/train.py configs/vit/detr_deit-s_8xb2-50e_coco.py
 """

@@ -2,8 +2,8 @@
 
 Recipe of arXiv 2205.08534, Section 4.2, which is PVT's: AdamW 1e-4, weight decay 1e-4, polynomial
 decay, batch 16, no warm-up. The paper does not give the drop path rate; here it is 0. The neck
-differs from the paper's (27.8 M parameters): four taps, one after each quarter of the blocks, are
-rescaled to strides 4 to 32.
+differs from the paper's, whose whole model has 27.8 M parameters: here four taps, one after each
+quarter of the blocks, are rescaled to strides 4 to 32 without an FPN.
 
     python tools/train.py configs/vit/fpn_deit-s_8xb2-80k_ade20k-512x512.py
 """

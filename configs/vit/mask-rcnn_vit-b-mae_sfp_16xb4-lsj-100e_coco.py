@@ -2,7 +2,8 @@
 
 Recipe and numbers of detectron2, ``projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py`` and
 its README: AdamW 1e-4 with layer decay 0.7, weight decay 0.1, batch 64, 184375 iterations,
-large-scale jitter at 1024, mixed precision. The licence of MAE's weights forbids commercial use.
+large-scale jitter at 1024, mixed precision. Gradients are exchanged in float32; detectron2
+compresses them to float16. The licence of MAE's weights forbids commercial use.
 
     torchrun --nproc_per_node 16 tools/train.py \
         configs/vit/mask-rcnn_vit-b-mae_sfp_16xb4-lsj-100e_coco.py --launcher pytorch

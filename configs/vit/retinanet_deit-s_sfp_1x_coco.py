@@ -2,7 +2,8 @@
 
 Windows of 14 except in the last block of each quarter, AdamW 1e-4, weight decay 0.05 on weights
 only and drop path 0.1: ViT-Adapter's settings for plain ViTs in Mask R-CNN (arXiv 2205.08534). That
-they suit RetinaNet and this neck is a guess.
+they suit RetinaNet and this neck is a guess. Theirs is an FPN over four taps with a norm each; here
+all levels come from the last map.
 
     python tools/train.py configs/vit/retinanet_deit-s_sfp_1x_coco.py
 """

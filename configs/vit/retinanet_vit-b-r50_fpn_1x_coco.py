@@ -1,8 +1,9 @@
 """RetinaNet, hybrid R50+ViT-B/16, 1x, COCO: no published number.
 
 The FPN takes the ResNet's map of stride 8 and the ViT's of stride 16, and adds three levels by
-convolution. Google's weights expect pixels as (x - 127.5) / 127.5. The recipe is a guess: that of
-ViT-Adapter's plain ViTs without drop path, and with weight decay on biases.
+convolution. Google's weights, pre-trained on ImageNet-21k and fine-tuned on ImageNet-1k, expect
+pixels as (x - 127.5) / 127.5. The recipe is a guess: that of ViT-Adapter's plain ViTs, but without
+drop path and with weight decay on biases.
 
     python tools/train.py configs/vit/retinanet_vit-b-r50_fpn_1x_coco.py
 """

@@ -64,7 +64,7 @@ class Container(MetaFormer):
             'https://drive.google.com/file/d/1WMOWoxTX7AQDCbfMYh7naqIHube3K85A',
             {'arch': 'light'},
             AUTHORS_LAYOUT.name,
-            'Apache-2.0',
+            'Apache-2.0',  # of the repository, which names no other for the weights
             82.3,
             'README of allenai/container',
             direct=False,

@@ -120,7 +120,7 @@ def _list_published() -> dict[str, Published]:
         table[f'vit-{arch}-p{patch}_in21k' if patch else f'vit-{arch}_in21k'] = entry
     url = f'{github}jx_vit_base_resnet50_384-9fd3c705.pth'
     settings = {'arch': 'base-r50-s16', 'pretrain_img_size': 384}
-    source = 'timm, vision_transformer_hybrid.py'
+    source = 'timm, vision_transformer_hybrid.py'  # ImageNet-21k, then fine-tuned on 1k
     entry = Published(url, settings, timm, apache, None, source, HALF_STATS)
     return table | {'vit-base-r50-s16_in1k': entry}
 
