@@ -47,8 +47,9 @@ class Container(MetaFormer):
         arch: 'light' is the released ``container_v1_light``. 'light-paper' and 'base' are derived:
             the same blocks with MLP ratio 4 in every stage, which meets the size that the paper
             gives for CONTAINER-Light, and, with self-attention in all stages, for CONTAINER.
-            A review of the paper prints depths 2-3-8-3 and widths 128-256-320-512, which no
-            released code builds.
+            'paper' has the depths 2-3-8-3, widths 128-256-320-512 and patches 4-4-2-2 (strides 4,
+            16, 32 and 64) that a review of the paper prints, with both affinities in all stages; no
+            released code builds it, and its MLP ratio 4 is an assumption.
         kwargs: Arguments of :class:`MetaFormer`, which override the table, such as ``token_mixers``
             for other affinities and gates (:class:`mmpatch.mixers.ContextAggregation`).
     """
@@ -57,6 +58,12 @@ class Container(MetaFormer):
         'light': {**LIGHT, 'mlp_ratios': (8, 8, 4, 4)},
         'light-paper': LIGHT,
         'base': {**PYRAMID, 'token_mixers': MIXED_AFFINITY},
+        'paper': {
+            'depths': (2, 3, 8, 3),
+            'dims': (128, 256, 320, 512),
+            'strides': (4, 4, 2, 2),
+            'token_mixers': MIXED_AFFINITY,
+        },
     }
     LAYOUTS: ClassVar[tuple[Layout, ...]] = (AUTHORS_LAYOUT,)
     PUBLISHED: ClassVar[dict[str, Published]] = {
