@@ -135,6 +135,8 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.positions = positions
         self.blocks = nn.ModuleList(blocks)
+        mixers = [getattr(block, 'token_mixer', block) for block in self.blocks]
+        self.token_rows: int = max((getattr(m, 'token_rows', 0) for m in mixers), default=0)
 
     def forward(
         self, x: Tensor, tokens: Tensor | None = None, with_cp: bool = False
@@ -142,8 +144,9 @@ class Stage(nn.Module):
         """(B, C, H, W) and tokens (B, C, 1, T) or None -> (B, C', H', W') and tokens.
 
         Class tokens have no position on the feature map, so with them the blocks see one row of
-        T + H * W tokens. ``with_cp`` recomputes each block in the backward pass instead of keeping
-        its activations.
+        T + H * W tokens. Mixers that must know the grid have ``token_rows`` = T: their blocks see
+        T + H rows, of which the first T repeat one token each. ``with_cp`` recomputes each block in
+        the backward pass instead of keeping its activations.
         """
         x = self.downsample(x)
         if self.positions is not None:
@@ -151,13 +154,19 @@ class Stage(nn.Module):
         size = x.shape[2:]
         if tokens is not None:
             # Joined as rows of channels, so that the memory stays channels_last.
-            rows = [tokens.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)]
-            x = torch.cat(rows, 2).permute(0, 3, 1, 2)
+            ahead, rows = tokens.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
+            if self.token_rows:
+                x = torch.cat([ahead.transpose(1, 2).expand(-1, -1, size[1], -1), rows], 1)
+            else:
+                x = torch.cat([ahead, rows.flatten(1, 2).unsqueeze(1)], 2)
+            x = x.permute(0, 3, 1, 2)
         for block in self.blocks:
             x = _recompute(block, x) if with_cp else block(x)
         if tokens is None:
             return x, None
         count = tokens.shape[3]
+        if self.token_rows:
+            return x[:, :, count:], x[:, :, :count, :1].mT
         return x[..., count:].squeeze(2).unflatten(2, size), x[..., :count]
 
 

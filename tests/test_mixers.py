@@ -1,5 +1,6 @@
 """Mixers: CONTAINER's claim that mixing is an affinity times values, and its special cases."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,10 @@ from mmpatch.mixers import (
     Windowed,
     spatial_mlp,
 )
+from mmpatch.mixers.tokens import to_map, to_tokens
 from mmpatch.registry import MODELS
+
+import golden
 
 DIM, SIZE = 12, (5, 7)
 BOTH = [
@@ -40,7 +44,13 @@ LINEAR = {
         for d, s, g in BOTH
         if d or s
     },
+    'spatial MLP with a class token': lambda: SpatialMLP(DIM, (4, 7), 3, token_rows=1),
+    'attention with two tokens': lambda: ContextAggregation(DIM, 3, static=None, token_rows=2),
+    'PAM': lambda: ContextAggregation(DIM, 3, grid=(4, 7), **PAM),
+    'PAM of another grid': lambda: ContextAggregation(DIM, 3, grid=3, **PAM),
+    'MH-MLP': lambda: ContextAggregation(DIM, 3, dynamic=False, grid=(4, 7), **PAM),
 }
+PAM = {'static': 'mlp', 'gate': None, 'qkv_bias': False, 'token_rows': 1}
 
 
 def made(make):
@@ -55,7 +65,8 @@ def made(make):
 def test_mixing_is_an_affinity_times_values(name):
     mixer, x = made(LINEAR[name])
     affinity = mixer.affinity(x)
-    assert affinity.shape[0] == 2 and affinity.shape[2:] == (35, 35)
+    count = 35 - 6 * getattr(mixer, 'token_rows', 0)  # such a row of 7 is one token
+    assert affinity.shape[0] == 2 and affinity.shape[2:] == (count, count)
     assert affinity.shape[1] == mixer.values(x).shape[1]
     mixed = mixer.project(affinity @ mixer.values(x), x.shape[2:])
     torch.testing.assert_close(mixed, mixer(x))
@@ -102,6 +113,44 @@ def test_beta_alone_with_one_matrix_is_token_mixing():
     torch.testing.assert_close(mixer(x), mixer.proj(mixed))
 
 
+def test_pam_equals_the_listing_in_the_paper():
+    """Output and affinity of the listing, on a class token and a grid of 4 x 4."""
+    meta, state = golden.load_reference('container_pam_attention')
+    reference = np.load(golden.DATA / 'container_pam_attention.npz')
+    mixer = ContextAggregation(64, meta['num_heads'], grid=4, **PAM).eval()
+    state['static.fc1.weight'] = state.pop('static_a')
+    for name, tensor in mixer.state_dict().items():
+        tensor.copy_(state.pop(name).view_as(tensor))
+    assert not state
+    tokens = np.random.RandomState(meta['seed']).standard_normal(meta['input'])
+    x = to_map(torch.from_numpy(tokens.astype(np.float32))[:, None], (5, 4), 1)
+    with torch.no_grad():
+        output = to_tokens(mixer(x), 1, 1)[:, 0]
+        assert np.abs(output.numpy() - reference['output']).max() < 1e-6
+        assert np.abs(mixer.affinity(x).numpy() - reference['affinity']).max() < 1e-6
+
+
+@pytest.mark.parametrize(('name', 'depends'), [('PAM', True), ('MH-MLP', False)])
+def test_which_affinity_depends_on_the_input(name, depends):
+    mixer, x = made(LINEAR[name])
+    assert torch.equal(mixer.affinity(x), mixer.affinity(2 * x + 1)) != depends
+
+
+def test_pam_adds_a_matrix_to_the_softmax():
+    mixer, x = made(LINEAR['PAM'])
+    plain, _ = made(lambda: ContextAggregation(DIM, 3, **PAM | {'static': None}))
+    plain.qkv = mixer.qkv
+    expected = plain.affinity(x) + mixer.static.fc1.weight
+    torch.testing.assert_close(mixer.affinity(x), expected)
+
+
+@pytest.mark.parametrize('name', ['PAM', 'MH-MLP'])
+def test_static_matrices_under_vmap(name):
+    mixer, x = made(LINEAR[name])
+    mapped = torch.func.vmap(lambda one: mixer(one[None])[0])(x)
+    torch.testing.assert_close(mapped, mixer(x))
+
+
 def test_spatial_mlp_equals_timm(torch_seed):
     """The token mixing of ResMLP and of MLP-Mixer, taken from whole models."""
     import timm
@@ -125,6 +174,46 @@ def test_resampled_spatial_mlp_keeps_averages(torch_seed):
     torch.nn.init.constant_(mixer.fc1.weight, 1 / 16)
     x = torch.randn(1, DIM, 6, 10)
     torch.testing.assert_close(mixer(x), x.mean((2, 3), keepdim=True).expand_as(x))
+
+
+def test_a_resampled_matrix_keeps_the_weights_of_class_tokens(torch_seed):
+    mixer = SpatialMLP(DIM, (4, 4), bias=False, token_rows=1)
+    weight = mixer.fc1.weight.data.fill_(1 / 16)
+    weight[0, :, 0] = torch.tensor([3.0, *[2.0] * 16])  # from the class token
+    x = torch.randn(2, DIM, 7, 10)
+    token, rest = x[:, :, :1, :1], x[:, :, 1:]
+    mean = rest.mean((2, 3), keepdim=True)
+    out = mixer(x)
+    torch.testing.assert_close(out[:, :, :1], (3 * token + mean).expand(-1, -1, -1, 10))
+    torch.testing.assert_close(out[:, :, 1:], (2 * token + mean).expand_as(rest))
+
+
+@pytest.mark.parametrize('name', ['attention', 'PAM', 'MH-MLP', 'context aggregation'])
+def test_dropout_of_affinity_and_output(name, torch_seed):
+    makers = {
+        'attention': lambda **kw: Attention(DIM, 3, **kw),
+        'PAM': lambda **kw: ContextAggregation(DIM, 3, grid=(4, 7), **PAM, **kw),
+        'MH-MLP': lambda **kw: ContextAggregation(DIM, 3, dynamic=False, grid=(4, 7), **PAM, **kw),
+        'context aggregation': lambda **kw: ContextAggregation(DIM, 3, **kw),
+    }
+    x = torch.randn(1, DIM, *SIZE)
+    plain = golden.randomize(makers[name]())
+    for rate in ('attn_drop', 'proj_drop'):
+        mixer = golden.randomize(makers[name](**{rate: 0.25}))
+        assert torch.equal(mixer(x), plain(x))  # in evaluation
+        mixer.train()
+        assert not torch.equal(mixer(x), plain(x))
+        dropped = (mixer(x) == 0).float().mean().item()
+        assert abs(dropped - 0.25 * (rate == 'proj_drop')) < 0.1
+        mean = sum(mixer(x) for _ in range(1000)) / 1000
+        assert (mean - plain(x)).norm() < 0.1 * plain(x).norm()
+    if name in ('PAM', 'MH-MLP'):  # of the sum of both affinities
+        mixer = golden.randomize(makers[name](attn_drop=0.25)).train()
+        torch.manual_seed(1)
+        out = mixer(x)
+        torch.manual_seed(1)
+        mixed = F.dropout(mixer.affinity(x), 0.25) @ mixer.values(x)
+        torch.testing.assert_close(out, mixer.project(mixed, x.shape[2:]))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +258,9 @@ def test_windows_do_not_see_each_other(torch_seed):
         (lambda: ContextAggregation(12, 3, gate='and'), "gate='and'"),
         (lambda: ContextAggregation(12, 3, dynamic=False, static=None), 'needs a dynamic'),
         (lambda: ContextAggregation(12, 5), 'num_heads=5'),
+        (lambda: ContextAggregation(12, 3, token_rows=1), "token_rows=1 .*static='conv'"),
+        (lambda: SpatialMLP(12, token_rows=1, other_grids='window'), 'token_rows=1 are in no'),
+        (lambda: Attention(12, 3, attn_drop=2), 'probability'),
     ],
 )
 def test_wrong_arguments_are_named(make, culprit):

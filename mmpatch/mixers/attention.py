@@ -16,6 +16,8 @@ class Attention(nn.Module):
         dim: Channels.
         num_heads: Heads; must divide ``dim``.
         head_dim: Channels of a head, instead of ``num_heads``.
+        attn_drop: Dropout rate of the affinity.
+        proj_drop: Dropout rate of the output.
         qkv_bias: Whether queries, keys and values have a bias.
         rel_pos_size: Grid (H, W), or its side, of decomposed relative positions, which are added to
             the logits (MViTv2, https://arxiv.org/abs/2112.01526, eq. 4, as in ViTDet); they are
@@ -32,6 +34,8 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         rel_pos_size: int | tuple[int, int] | None = None,
         head_dim: int | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
         if head_dim is not None:
@@ -43,6 +47,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj_drop = nn.Dropout(proj_drop) if proj_drop else nn.Identity()
         for layer in (self.qkv, self.proj):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
@@ -58,7 +64,9 @@ class Attention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         q, k, v = self._split(x)
         bias = None if self.rel_pos is None else self.rel_pos(q, x.shape[2:])
-        return self.project(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), x.shape[2:])
+        drop = self.attn_drop.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
+        return self.project(mixed, x.shape[2:])
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N), rows of sum 1."""
@@ -72,7 +80,8 @@ class Attention(nn.Module):
 
     def project(self, mixed: Tensor, size: Grid) -> Tensor:
         """Mixed values (B, heads, N, C / heads) -> (B, C, H, W)."""
-        return to_map(self.proj(mixed.transpose(1, 2).flatten(2))[:, None], size)
+        mixed = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return to_map(mixed[:, None], size)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (B, heads, N, C / heads) each."""

@@ -31,9 +31,12 @@ class SpatialMLP(StaticMixer):
         bias: Whether output tokens (and hidden ones) have a bias.
         other_grids: 'resample' interpolates the matrices in both of their grids, 'window' splits
             the map into windows of ``grid``.
+        token_rows: Rows in front of a map that stand for tokens without a place, such as a class
+            token (:class:`mmpatch.blocks.Stage`). These tokens come first in the matrices.
 
     Raises:
-        ValueError: If the heads do not divide the channels, or ``other_grids`` is neither.
+        ValueError: If the heads do not divide the channels, or ``other_grids`` is neither, or is
+            'window' with such tokens.
     """
 
     def __init__(
@@ -44,22 +47,26 @@ class SpatialMLP(StaticMixer):
         hidden: int | None = None,
         bias: bool = True,
         other_grids: str = 'resample',
+        token_rows: int = 0,
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
         if other_grids not in ('resample', 'window'):
             raise ValueError(f"other_grids={other_grids!r} is neither 'resample' nor 'window'")
+        if token_rows and other_grids == 'window':
+            raise ValueError(f"token_rows={token_rows} are in no window of other_grids='window'")
         self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
         self.num_heads = num_heads
+        self.token_rows = token_rows
         self.other_grids = other_grids
-        tokens = self.grid[0] * self.grid[1]
-        self.fc1 = TokenLinear(num_heads, tokens, hidden or tokens, bias)
-        self.fc2 = TokenLinear(num_heads, hidden, tokens, bias) if hidden else None
+        tokens = token_rows + self.grid[0] * self.grid[1]
+        self.fc1 = TokenLinear(num_heads, tokens, hidden or tokens, bias, token_rows)
+        self.fc2 = TokenLinear(num_heads, hidden, tokens, bias, token_rows) if hidden else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        size = tuple(x.shape[2:])
+        size = self._get_size(x)
         if size != self.grid and not torch.compiler.is_compiling():
             _log_other_grid(self.grid, self.other_grids)
         if size == self.grid or self.other_grids == 'resample':
@@ -76,15 +83,20 @@ class SpatialMLP(StaticMixer):
             raise ValueError('two layers with an activation between have no affinity')
         if self.other_grids == 'window' and tuple(x.shape[2:]) != self.grid:
             raise ValueError(f'in windows of {self.grid} the affinity is one of each window')
-        return super().affinity(x)
+        size = self._get_size(x)
+        return self.fc1.get_weight(self.grid, size, size).expand(x.shape[0], -1, -1, -1)
+
+    def _get_size(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the tokens that have a place."""
+        return x.shape[2] - self.token_rows, x.shape[3]
 
     def _mix(self, x: Tensor) -> Tensor:
-        size = x.shape[2:]
-        tokens = to_tokens(x, self.num_heads)
+        size = self._get_size(x)
+        tokens = to_tokens(x, self.num_heads, self.token_rows)
         tokens = self.fc1(tokens, self.grid, size, size if self.fc2 is None else None)
         if self.fc2 is not None:
             tokens = self.fc2(F.gelu(tokens), self.grid, None, size)
-        return to_map(tokens, size)
+        return to_map(tokens, x.shape[2:], self.token_rows)
 
 
 @lru_cache
@@ -95,10 +107,11 @@ def _log_other_grid(grid: Grid, other_grids: str) -> None:
 
 
 class TokenLinear(nn.Module):
-    """One matrix a head from input tokens to output tokens."""
+    """One matrix a head from input tokens to output tokens; the first ``ahead`` have no place."""
 
-    def __init__(self, heads: int, inputs: int, outputs: int, bias: bool) -> None:
+    def __init__(self, heads: int, inputs: int, outputs: int, bias: bool, ahead: int = 0) -> None:
         super().__init__()
+        self.ahead = ahead
         self.weight = nn.Parameter(torch.empty(heads, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(heads, outputs)) if bias else None
         nn.init.trunc_normal_(self.weight, std=0.02)
@@ -112,17 +125,27 @@ class TokenLinear(nn.Module):
         share of their number, so that sums over tokens stay what they were. Hidden tokens have no
         grid (None).
         """
-        weight: Tensor = self.weight
+        weight = self.get_weight(stored, inputs, outputs)
         bias: Tensor | None = self.bias
+        if bias is None:
+            return weight @ tokens
+        if outputs is not None and tuple(outputs) != tuple(stored):
+            bias = _resample(bias[:, None], stored, outputs, self.ahead)[:, 0]
+        return weight @ tokens + bias[..., None]
+
+    def get_weight(self, stored: Grid, inputs: Grid | None, outputs: Grid | None) -> Tensor:
+        """Weight (heads, tokens out, tokens in) of such grids."""
+        weight: Tensor = self.weight
         if inputs is not None and tuple(inputs) != tuple(stored):
             scale = stored[0] * stored[1] / (inputs[0] * inputs[1])
-            weight = _resample(weight, stored, inputs) * scale
+            weight = _resample(weight, stored, inputs, self.ahead, scale)
         if outputs is not None and tuple(outputs) != tuple(stored):
-            weight = _resample(weight.transpose(1, 2), stored, outputs).transpose(1, 2)
-            bias = None if bias is None else _resample(bias[:, None], stored, outputs)[:, 0]
-        return weight @ tokens if bias is None else weight @ tokens + bias[..., None]
+            weight = _resample(weight.mT, stored, outputs, self.ahead).mT
+        return weight
 
 
-def _resample(x: Tensor, old: Grid, new: Grid) -> Tensor:
-    """(heads, n, old tokens) -> (heads, n, new tokens), by bicubic interpolation of their grid."""
-    return F.interpolate(x.unflatten(2, tuple(old)), size=tuple(new), mode='bicubic').flatten(2)
+def _resample(x: Tensor, old: Grid, new: Grid, ahead: int, scale: float = 1.0) -> Tensor:
+    """(heads, n, ahead + old tokens) -> (heads, n, ahead + new tokens), bicubic in their grid."""
+    grid = x[..., ahead:].unflatten(2, tuple(old))
+    grid = F.interpolate(grid, size=tuple(new), mode='bicubic').flatten(2) * scale
+    return torch.cat([x[..., :ahead], grid], 2) if ahead else grid

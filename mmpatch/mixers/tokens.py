@@ -1,4 +1,9 @@
-"""Maps as tokens: (B, C, H, W) <-> (B, heads, N, C / heads) with N = H * W, row by row."""
+"""Maps as tokens: (B, C, H, W) <-> (B, heads, N, C / heads) with N = H * W, row by row.
+
+The first ``ahead`` rows may stand for tokens without a place, such as a class token: each repeats
+one token, so that the map shows the grid of the others. Then N = ahead + (H - ahead) * W, and of
+these rows the first column counts.
+"""
 
 from collections.abc import Sequence
 
@@ -9,14 +14,22 @@ from torch import Tensor, nn
 Grid = Sequence[int]
 
 
-def to_tokens(x: Tensor, heads: int = 1) -> Tensor:
-    """(B, C, H, W) -> (B, heads, H * W, C / heads)."""
+def to_tokens(x: Tensor, heads: int = 1, ahead: int = 0) -> Tensor:
+    """(B, C, H, W) -> (B, heads, N, C / heads)."""
+    if ahead:
+        rows = x.permute(0, 2, 3, 1)
+        tokens = torch.cat([rows[:, :ahead, 0], rows[:, ahead:].flatten(1, 2)], 1)
+        return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
     return x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)
 
 
-def to_map(tokens: Tensor, size: Grid) -> Tensor:
-    """(B, heads, H * W, C / heads) -> (B, C, H, W), in channels_last memory."""
+def to_map(tokens: Tensor, size: Grid, ahead: int = 0) -> Tensor:
+    """(B, heads, N, C / heads) -> (B, C, H, W), in channels_last memory."""
     merged = tokens.transpose(1, 2).flatten(2)
+    if ahead:
+        repeated = merged[:, :ahead, None].expand(-1, -1, size[1], -1)
+        rows = torch.cat([repeated, merged[:, ahead:].unflatten(1, (-1, size[1]))], 1)
+        return rows.permute(0, 3, 1, 2)
     return merged.transpose(1, 2).unflatten(2, tuple(size))
 
 
@@ -31,6 +44,8 @@ class StaticMixer(nn.Module):
 
     #: Heads of the affinity: channels of a head are mixed alike, so one of each tells it.
     num_heads = 1
+    #: Rows in front of the map that stand for tokens without a place.
+    token_rows = 0
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N), the same for every input of one size."""
@@ -40,9 +55,9 @@ class StaticMixer(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, C / heads)."""
-        return to_tokens(x, self.num_heads)
+        return to_tokens(x, self.num_heads, self.token_rows)
 
     def project(self, mixed: Tensor, size: Grid) -> Tensor:
         """Mixed values (B, heads, N, C / heads) -> (B, C, H, W); a bias is added."""
-        maps = to_map(mixed, size)
+        maps = to_map(mixed, size, self.token_rows)
         return maps + self(torch.zeros_like(maps[:1]))
