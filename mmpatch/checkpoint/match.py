@@ -142,7 +142,7 @@ def _place(
     tensors: Tensors, layout: Layout, model: Any, wanted: Tensors
 ) -> Iterator[tuple[str, str | None, Tensor]]:
     """Yield keys, names in the model and tensors: None for a dropped one, '' for an unknown key."""
-    grid = None if model.positions is None else tuple(model.positions.pos_embed.shape[2:])
+    grid = None if model.positions is None else model.positions.grid
     blocks = [f'stages.{i}.blocks.{j}.' for i, n in enumerate(model.depths) for j in range(n)]
     for key, tensor in layout.convert(tensors, grid).items():
         name = layout.rename(key)
@@ -161,8 +161,8 @@ def _is_left_out(model: Any, name: str) -> bool:
     parts = name.split('.')
     if parts[0] == 'out_norms':
         return parts[1] not in model.out_norms
-    if parts[0] == 'positions' and parts[1].startswith('cls_'):
-        return model.positions is not None and not model.positions.num_tokens
+    if parts[0] == 'positions' and model.positions is not None:
+        return getattr(model.positions, parts[1], name) is None
     left_out = map(str, range(len(model.stages), len(model.depths)))
     return parts[0] == 'stages' and parts[1] in left_out
 
@@ -184,10 +184,8 @@ def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool)
         of_patches = patches.pad and like.shape[2] == patches.stride
         if of_patches and tensor.shape[:2] == like.shape[:2] and max(tensor.shape[2:]) <= MAX_PATCH:
             tensor = resample_patch_embed(tensor, list(like.shape[2:]))
-    elif name.endswith('positions.pos_embed') and tensor.shape[:2] == like.shape[:2]:
-        antialias = model.get_submodule(name.removesuffix('.pos_embed')).antialias
-        size = like.shape[2:]
-        tensor = F.interpolate(tensor.float(), size, mode='bicubic', antialias=antialias)
+    elif 'positions.pos_embed' in name and tensor.shape[:2] == like.shape[:2]:
+        tensor = model.get_submodule(name.rpartition('.')[0]).resample(tensor, like.shape[2:])
     elif '.rel_pos.' in name and tensor.shape[1:] == like.shape[1:]:
         tensor = F.interpolate(tensor.float().T[None], size=len(like), mode='linear')[0].T
     return tensor if tensor.shape == like.shape else None
