@@ -576,6 +576,14 @@ class TestPublished:
                 'deit-base-distilled-384_in1k',
                 'https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_384-d0272ac0.pth',
             ),
+            (
+                'vit-large-p32-original_in21k',
+                'https://storage.googleapis.com/vit_models/imagenet21k/ViT-L_32.npz',
+            ),
+            (
+                'vit-base-r50-s16-original_in21k',
+                'https://storage.googleapis.com/vit_models/imagenet21k/R50+ViT-B_16.npz',
+            ),
         ],
     )
     def test_urls(self, name, url):

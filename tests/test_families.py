@@ -36,6 +36,7 @@ PARAMETERS = {
     (Container, 'light'): 20_119_619,
     (Container, 'light-paper'): 20_008_235 - 514_024,
     (Container, 'base'): 21_808_826 - 514_024,
+    (Container, 'paper'): 22_270_992 + 1_517_120,  # blocks of 12 C^2 + 49 C + 1, patches
     (ConvMixer, '1536/20'): 51_625_960 - 1_537_000,
     (ConvMixer, '768/32'): 21_110_248 - 769_000,
     (ConvMixer, '1024/20'): 24_383_464 - 1_025_000,
@@ -62,9 +63,12 @@ TINY = {
     'hybrid ViT': lambda **kw: VisionTransformer(
         'tiny', depths=(1, 1, 1, 1), dims=24, **HYBRID, **kw
     ),
+    'PAM': lambda **kw: VisionTransformer('tiny', token_mixers='pam', **STATIC, **kw),
+    'MH-MLP': lambda **kw: VisionTransformer('tiny', token_mixers='mh-mlp', **STATIC, **kw),
 }
 HYBRID_POOLFORMER = {'depths': (1, 1, 1, 1), 'dims': (8, 16, 32, 32)}
 VITDET = {'with_cls_token': False, 'window_size': 7, 'rel_pos': True, 'out_indices': (0, 1)}
+STATIC = {'depths': (1, 1, 1), 'dims': 24, 'pretrain_img_size': 64, 'out_indices': (0, 1, 2)}
 HYBRID = {'stem': {'type': 'ResNetStem', 'depths': (1, 1)}, 'stem_indices': (0, 1)}
 FULL = {'dims': (4, 8, 8, 8), 'token_mixers': {'type': 'ContextAggregation', 'num_heads': 1}}
 #: Multiply-adds at 224 x 224 in G, of timm's table or counted on the authors' classes.
@@ -77,6 +81,7 @@ MACS = {
     (Container, 'light'): 3.848,
     (Container, 'light-paper'): 3.128,
     (Container, 'base'): 8.232,
+    (Container, 'paper'): 7.622,  # most of it in the attention over 56 x 56 tokens
     (ConvMixer, '1536/20'): 48.68,
     (ConvMixer, '768/32'): 19.55,
     (ConvMixer, '1024/20'): 5.55,
@@ -95,6 +100,8 @@ KEYED = (
     'ViT',
     'ViTDet',
     'hybrid ViT',
+    'PAM',
+    'MH-MLP',
 )
 
 

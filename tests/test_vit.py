@@ -5,8 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmpatch import checkpoint
+from mmpatch import checkpoint, deploy
 from mmpatch.backbones import VisionTransformer
+from mmpatch.checkpoint.load import find_arch
+from mmpatch.layers import PositionEmbed
 
 import golden
 from support import relative_error
@@ -31,6 +33,8 @@ PARAMETERS = {
     'base': 86_567_656 - 770_536,
     'large': 304_326_632 - 1_027_048,
     'huge': 632_045_800 - 1_283_560,
+    'small-pam': 22_050_664 - 385_768 + 12 * 6 * 197**2,
+    'small-mh-mlp': 22_050_664 - 385_768 + 12 * 6 * 197**2 - 12 * 2 * (384**2 + 384),
 }
 
 
@@ -202,6 +206,221 @@ def test_class_tokens_take_part_but_are_no_output(torch_seed):
     assert not torch.allclose(before[3], model(x)[3])
 
 
+def test_positions_of_a_single_column(torch_seed):
+    positions = PositionEmbed(24, 6).pos_embed
+    turned = PositionEmbed(24, 6).resample(positions.mT.contiguous(), (1, 4)).mT
+    torch.testing.assert_close(PositionEmbed(24, 6).resample(positions, (4, 1)), turned)
+
+
+@pytest.mark.parametrize('form', ['pam', 'mh-mlp'])
+def test_class_tokens_are_within_static_matrices(form, torch_seed):
+    """Behind the grid as large as that of the pre-training, on another, and as the output."""
+    kwargs = {'token_mixers': form, 'pretrain_img_size': 64, 'pooled': 'token'}
+    model = golden.randomize(VisionTransformer('tiny', **SMALL, **kwargs))
+    for size in ((64, 64), (40, 90)):
+        x = torch.randn(1, 3, *size)
+        before = model(x)
+        assert before[4].shape == (1, 192, 1, 1)
+        model.positions.cls_token.data.neg_()
+        assert not torch.allclose(before[3], model(x)[3])
+        model.positions.cls_token.data.neg_()
+        other = model(torch.randn_like(x))
+        assert not torch.allclose(before[4], other[4])
+
+
+def test_static_matrices_see_the_grid_and_not_the_count(torch_seed):
+    model = VisionTransformer('tiny', **SMALL, token_mixers='mh-mlp', pretrain_img_size=64)
+    affinity = []
+    mixer = model.stages[0].blocks[0].token_mixer
+    mixer.register_forward_pre_hook(lambda _, args: affinity.append(mixer.affinity(args[0])[0]))
+    for size in ((64, 64), (32, 128), (128, 32)):
+        model(torch.randn(1, 3, *size))
+    stored, wide, high = affinity
+    torch.testing.assert_close(stored, mixer.static.fc1.weight)
+    assert wide.shape == high.shape == stored.shape and not torch.allclose(wide, high)
+    # as if rows and columns changed places
+    grid = torch.arange(16).view(4, 4)
+    order = torch.cat([torch.zeros(1).long(), 1 + grid.T.flatten()])
+    mixer.static.fc1.weight.data = stored.data[:, order][:, :, order]
+    model(torch.randn(1, 3, 128, 32))
+    order = torch.cat([torch.zeros(1).long(), 1 + torch.arange(16).view(8, 2).T.flatten()])
+    torch.testing.assert_close(affinity[3][:, order][:, :, order], wide)
+
+
+def test_the_start_of_pam_is_that_of_deit(torch_seed):
+    mixer = VisionTransformer('tiny', **SMALL, token_mixers='pam').stages[0].blocks[0].token_mixer
+    for weight in (mixer.static.fc1.weight, mixer.qkv.weight, mixer.proj.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not mixer.qkv.bias.any() and not mixer.proj.bias.any()
+    assert mixer.static.fc1.weight.shape == (3, 197, 197)
+
+
+@pytest.mark.parametrize('arch', ['small', 'small-pam', 'small-mh-mlp'])
+def test_own_files_tell_the_forms_apart(arch):
+    state = VisionTransformer(arch, out_norm=False).state_dict()
+    found = find_arch(VisionTransformer, state, checkpoint.METAFORMER_LAYOUT)
+    assert found['arch'] == arch and found['pretrain_img_size'] == (224, 224)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (50, 90)])
+@pytest.mark.parametrize('pooled', ['token', 'average'])
+def test_pooled_output(pooled, size, torch_seed):
+    """Equal to timm's features before its head."""
+    import timm
+
+    theirs = golden.randomize(timm.create_model('vit_tiny_patch16_224', dynamic_img_size=True))
+    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith(('head.', 'norm.'))}
+    model = VisionTransformer('tiny', pooled=pooled).eval()
+    assert len(model.out_channels) == len(model.out_strides) == 4
+    model.load_state_dict(state, strict=False)
+    model.out_norms['3'].load_state_dict(theirs.norm.state_dict())
+    x = torch.randn(2, 3, 16 * (size[0] // 16), 16 * (size[1] // 16))
+    with torch.no_grad():
+        features = theirs.forward_features(x)
+        expected = features[:, 0] if pooled == 'token' else features[:, 1:].mean(1)
+        for network in (model, deploy(model)):
+            *maps, out = network(x)
+            assert len(maps) == 4 and out.shape == (2, 192, 1, 1)
+            assert relative_error(out.flatten(1), expected) < 1e-5
+
+
+def test_pooled_output_without_norm_is_the_raw_token(torch_seed):
+    model = VisionTransformer('tiny', **SMALL, distilled=True, pooled='token').eval()
+    assert not model.out_norms and model(torch.randn(1, 3, 32, 48))[4].shape == (1, 192, 1, 1)
+
+
+def make_waves(dim, height, width):
+    """MAE's fixed positions, place by place."""
+    out = torch.zeros(1, dim, height, width, dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            for i in range(dim // 4):
+                rate = 1 / 10000 ** (i / (dim / 4))
+                values = [np.sin(x * rate), np.cos(x * rate), np.sin(y * rate), np.cos(y * rate)]
+                for part, value in enumerate(values):
+                    out[0, part * dim // 4 + i, y, x] = value
+    return out.float()
+
+
+def test_kinds_of_positions(torch_seed):
+    zeros = torch.zeros(1, 24, 3, 5)
+    kinds = {k: PositionEmbed(24, (3, 5), 1, kind=k) for k in ('learned', '1d', '2d', 'sincos')}
+    names = ['pos_embed', 'cls_token', 'cls_pos_embed']
+    for kind in ('learned', '1d'):
+        assert list(kinds[kind].state_dict()) == names
+        assert torch.equal(kinds[kind](zeros)[0], kinds[kind].pos_embed)
+    mapped = kinds['2d'](zeros)[0]
+    assert list(kinds['2d'].state_dict()) == ['pos_embed_x', 'pos_embed_y', *names[1:]]
+    for column, row in ((0, 0), (4, 0), (0, 2), (3, 1)):
+        halves = kinds['2d'].pos_embed_x[0, :, 0, column], kinds['2d'].pos_embed_y[0, :, 0, row]
+        assert torch.equal(mapped[0, :, row, column], torch.cat(halves))
+    mapped, token = kinds['sincos'](zeros)
+    torch.testing.assert_close(mapped, make_waves(24, 3, 5))
+    assert list(kinds['sincos'].state_dict()) == ['cls_token']
+    assert torch.equal(token, kinds['sincos'].cls_token)
+    nothing = PositionEmbed(24, (3, 5), 1, kind='none')
+    assert torch.equal(nothing(zeros)[0], zeros) and list(nothing.state_dict()) == ['cls_token']
+    assert not list(PositionEmbed(24, (3, 5), kind='none').parameters())
+
+
+@pytest.mark.parametrize('kind', ['learned', '2d', 'sincos', 'none'])
+@pytest.mark.parametrize('interpolation', ['bicubic', 'linear'])
+def test_kinds_of_positions_in_a_network(kind, interpolation, torch_seed):
+    kwargs = {'pos_kind': kind, 'interpolation': interpolation, 'pretrain_img_size': (64, 96)}
+    model = VisionTransformer('tiny', **{**SMALL, 'dims': 24}, **kwargs)
+    outs = model(torch.randn(2, 3, 50, 90))
+    sum(out.square().mean() for out in outs).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    dynamic = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    model.eval()
+    with torch.no_grad():
+        exported = torch.export.export(model, (torch.randn(2, 3, 80, 160),), dynamic_shapes=dynamic)
+        x = torch.randn(3, 3, 144, 48)
+        for a, b in zip(exported.module()(x), model(x), strict=True):
+            assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize(('kind', 'knows'), [('none', False), ('learned', True), ('sincos', True)])
+def test_only_positions_tell_places_apart(kind, knows, torch_seed):
+    model = VisionTransformer('tiny', **SMALL, pos_kind=kind).eval()
+    x = torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        moved = model(x.roll(16, 3))[3].roll(-1, 3)
+        assert torch.allclose(moved, model(x)[3], atol=1e-5) != knows
+
+
+def test_relative_positions_alone(torch_seed):
+    model = VisionTransformer('tiny', **SMALL, pos_kind='none', rel_pos=True, with_cls_token=False)
+    assert not list(model.positions.parameters())
+    for block in (stage.blocks[0] for stage in model.stages):
+        torch.nn.init.normal_(block.token_mixer.rel_pos.w)
+    x = torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        assert not torch.allclose(model(x.roll(16, 3))[3].roll(-1, 3), model(x)[3], atol=1e-3)
+
+
+@pytest.mark.parametrize('size', [(7, 9), (3, 2), (24, 24), (1, 6)])
+def test_linear_interpolation_is_that_of_googles_code(size, tmp_path, torch_seed):
+    """``scipy.ndimage.zoom`` of order 1, on every input and on loading."""
+    ndimage = pytest.importorskip('scipy.ndimage')
+    small = SMALL | {'interpolation': 'linear'}
+    model = VisionTransformer('tiny', **small, pretrain_img_size=(64, 80)).eval()
+    positions = model.positions.pos_embed.detach()
+    zoom = (1, 1, size[0] / 4, size[1] / 5)
+    expected = torch.from_numpy(ndimage.zoom(positions.numpy(), zoom, order=1))
+    torch.testing.assert_close(model.positions(torch.zeros(1, 192, *size))[0], expected)
+    torch.save(model.state_dict(), tmp_path / 'own.pth')
+    larger = VisionTransformer('tiny', **small, pretrain_img_size=[16 * side for side in size])
+    checkpoint.load_pretrained(larger, tmp_path / 'own.pth')
+    torch.testing.assert_close(larger.positions.pos_embed.data, expected)
+
+
+def test_files_and_kinds_of_positions(tmp_path, torch_seed):
+    learned = VisionTransformer('tiny', **SMALL)
+    torch.save(learned.state_dict(), tmp_path / 'learned.pth')
+    for kind in ('none', 'sincos'):
+        model = VisionTransformer('tiny', **SMALL, pos_kind=kind)
+        report = checkpoint.load_pretrained(model, tmp_path / 'learned.pth')
+        assert report.dropped == ['positions.pos_embed', 'positions.cls_pos_embed']
+        assert torch.equal(model.positions.cls_token, learned.positions.cls_token)
+    factorised = VisionTransformer('tiny', **SMALL, pos_kind='2d')
+    with pytest.raises(ValueError, match='lacks: positions.pos_embed_x, positions.pos_embed_y'):
+        checkpoint.load_pretrained(factorised, tmp_path / 'learned.pth')
+    torch.save(factorised.state_dict(), tmp_path / '2d.pth')
+    with pytest.raises(ValueError, match='lacks: positions.pos_embed$'):
+        checkpoint.load_pretrained(learned, tmp_path / '2d.pth')
+    wide = VisionTransformer('tiny', **SMALL, pos_kind='2d', pretrain_img_size=(160, 320))
+    assert len(checkpoint.load_pretrained(wide, tmp_path / '2d.pth').resampled) == 2
+    full = factorised.positions(torch.zeros(1, 192, 10, 20))[0]
+    torch.testing.assert_close(wide.positions(torch.zeros(1, 192, 10, 20))[0], full)
+
+
+@pytest.mark.parametrize('form', ['attention', 'pam'])
+def test_dropout(form, torch_seed):
+    forms = {} if form == 'attention' else {'token_mixers': form}
+    rates = {'drop_rate': 0.1, 'attn_drop_rate': 0.2}
+    small = {**SMALL, 'dims': 24, **forms}
+    plain, saving, model = (
+        golden.randomize(VisionTransformer('tiny', **small, **kw))
+        for kw in ({}, {**rates, 'with_cp': True}, rates)
+    )
+    x = torch.randn(2, 3, 48, 64)
+    for a, b in zip(model(x), plain(x), strict=True):
+        assert torch.equal(a, b)
+    block = model.stages[0].blocks[0]
+    assert [block.token_mixer.attn_drop.p, block.token_mixer.proj_drop.p] == [0.2, 0.1]
+    assert block.mlp.drop.p == model.positions.drop.p == 0.1
+    grads = []
+    for network in (model.train(), saving.train()):
+        torch.manual_seed(1)
+        out = network(x)[3]
+        assert not torch.allclose(out, plain(x)[3])
+        out.square().mean().backward()
+        grads.append([parameter.grad for parameter in network.parameters()])
+    for a, b in zip(*grads, strict=True):  # recomputed with the same dropout
+        torch.testing.assert_close(a, b)
+
+
 VITDET = {'with_cls_token': False, 'window_size': 3, 'rel_pos': True, 'img_size': 160}
 
 
@@ -278,6 +497,9 @@ def test_layer_depths():
         assert model.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 14)
 
 
+MATRICES = {'type': 'ContextAggregation', 'num_heads': 3, 'static': 'mlp', 'token_rows': 1}
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'culprit'),
     [
@@ -289,6 +511,18 @@ def test_layer_depths():
         ({'rel_pos': True}, 'class tokens have no position.*Attention'),
         ({'token_mixers': 'Pooling'}, 'class tokens have no position.*Pooling'),
         ({'distilled': True, 'with_cls_token': False}, 'distilled=True needs'),
+        ({'pooled': 'max'}, "pooled='max'.*'average'"),
+        ({'pooled': 'token', 'with_cls_token': False}, "pooled='token', with_cls_token=False"),
+        ({'pos_kind': '3d'}, "kind='3d'.*'sincos'"),
+        ({'interpolation': 'nearest'}, "interpolation='nearest'.*'linear'"),
+        ({'pos_kind': 'sincos', 'dims': 30}, '4 does not divide dim=30'),
+        ({'token_mixers': 'pam', 'window_size': 7}, 'pam takes no windows'),
+        (
+            {'token_mixers': ['Attention', *[MATRICES] * 4], 'depths': (2, 1, 1, 1)},
+            'class tokens have no position.*Attention needs.*all mixers of a stage token_rows=1',
+        ),
+        ({'token_mixers': MATRICES, 'distilled': True}, 'ContextAggregation needs.*token_rows=2'),
+        ({'token_mixers': MATRICES, 'with_cls_token': False}, 'needs.*token_rows=0'),
         ({'global_blocks': (4,)}, r'global_blocks=\(4,\).*0\.\.3'),
         ({'stem_indices': (0,)}, r'stem_indices=\(0,\).*0 levels'),
         ({'arch': 'base-r50-s16', 'patch_size': 24}, 'stride=24 is not a multiple.*16'),

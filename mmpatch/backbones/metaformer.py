@@ -63,7 +63,8 @@ class MetaFormer(BaseModule):
         pos_embed: Layer whose output is added to the input of every block; None leaves it out.
         positions: Arguments of :class:`PositionEmbed`, absolute positions and tokens that join
             behind the stem; the mixers of a network with such tokens must take them, as
-            :class:`mmpatch.mixers.Attention` does without relative positions. None for none.
+            :class:`mmpatch.mixers.Attention` does without relative positions, and
+            :class:`mmpatch.mixers.ContextAggregation` with ``token_rows``. None for none.
         stage_positions: For each stage None, or arguments of :class:`PositionEmbed` for positions
             that are added before its blocks, without tokens; None for none in any stage.
         out_norm: Whether each output goes through a norm of its own, which is not part of published
@@ -252,7 +253,11 @@ class MetaFormer(BaseModule):
             x, tokens = stage(x, tokens, with_cp=self.with_cp and self.training)
             if i in self.out_indices:
                 outs.append(self.out_norms[str(i)](x) if self.out_norms else x)
-        return tuple(outs)
+        return *outs, *self._pool(outs[-1], tokens)
+
+    def _pool(self, last: Tensor, tokens: Tensor | None) -> tuple[Tensor, ...]:
+        """Further outputs of a family, from the last map and the tokens (B, C, 1, T) beside it."""
+        return ()
 
     def init_weights(self) -> None:
         """Load the files that ``init_cfg`` names strictly; any other ``init_cfg`` is MMEngine's."""
@@ -312,17 +317,20 @@ class MetaFormer(BaseModule):
 
     def _check_tokens(self) -> None:
         """Raise if tokens without a place would reach a mixer that needs every token's place."""
-        if self.positions is None or not self.positions.num_tokens:
-            return
-        blocks = [block for stage in self.stages for block in stage.blocks]
-        mixers = [getattr(block, 'token_mixer', block) for block in blocks]
-        lost = {type(m).__name__ for m in mixers if not getattr(m, 'takes_tokens', False)}
-        lost |= {'a downsampling' for s in self.stages if not isinstance(s.downsample, nn.Identity)}
+        count = 0 if self.positions is None else self.positions.num_tokens
+        downs = [stage.downsample for stage in self.stages if count]
+        lost = {'a downsampling' for down in downs if not isinstance(down, nn.Identity)}
+        for stage in self.stages:
+            mixers = [getattr(block, 'token_mixer', block) for block in stage.blocks]
+            if stage.token_rows:
+                lost |= {type(m).__name__ for m in mixers if getattr(m, 'token_rows', 0) != count}
+            elif count:
+                lost |= {type(m).__name__ for m in mixers if not getattr(m, 'takes_tokens', False)}
         if lost:
             raise ValueError(
                 f'{type(self).__name__}: class tokens have no position on the feature map, which '
                 f'{", ".join(sorted(lost))} needs; leave them out (with_cls_token=False, '
-                'positions=dict(num_tokens=0))'
+                f'positions=dict(num_tokens=0)), or give all mixers of a stage token_rows={count}'
             )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.backbones.vit_conversion import add_patch_bias, convert_arrays, split_positions
@@ -79,7 +79,7 @@ MM_LAYOUT = Layout(
 
 def _list_published() -> dict[str, Published]:
     meta = 'https://dl.fbaipublicfiles.com/'
-    google = 'https://storage.googleapis.com/vit_models/augreg/'
+    google = 'https://storage.googleapis.com/vit_models/'
     github = 'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
     timm, apache = TIMM_LAYOUT.name, 'Apache-2.0'
     table = {}
@@ -113,11 +113,19 @@ def _list_published() -> dict[str, Published]:
         ('tiny-r-s16-p8', None, 'R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'),
         ('small-r26-s32', None, 'R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0'),
         ('large-r50-s32', None, 'R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0'),
+        ('base', 16, 'ViT-B_16'),
+        ('base', 32, 'ViT-B_32'),
+        ('large', 16, 'ViT-L_16'),
+        ('large', 32, 'ViT-L_32'),
+        ('huge', 14, 'ViT-H_14'),
+        ('base-r50-s16', None, 'R50+ViT-B_16'),
     ):
-        url, layout, source = f'{google}{file}.npz', GOOGLE_LAYOUT.name, 'arXiv 2106.10270'
+        original = 'i21k' not in file  # of the paper itself, not of AugReg
+        url = f'{google}{"imagenet21k" if original else "augreg"}/{file}.npz'
+        layout, source = GOOGLE_LAYOUT.name, f'arXiv {"2010.11929" if original else "2106.10270"}'
         settings = {'arch': arch, 'patch_size': patch}
         entry = Published(url, settings, layout, apache, None, source, HALF_STATS)
-        table[f'vit-{arch}-p{patch}_in21k' if patch else f'vit-{arch}_in21k'] = entry
+        table[f'vit-{arch}{f"-p{patch}" * bool(patch)}{"-original" * original}_in21k'] = entry
     url = f'{github}jx_vit_base_resnet50_384-9fd3c705.pth'
     settings = {'arch': 'base-r50-s16', 'pretrain_img_size': 384}
     source = 'timm, vision_transformer_hybrid.py'  # ImageNet-21k, then fine-tuned on 1k
@@ -135,14 +143,18 @@ class VisionTransformer(MetaFormer):
     out_norm=False``.
 
     Args:
-        arch: 'tiny', 'small', 'base', 'large' or 'huge' (patch 16, huge 14), or a hybrid, named by
+        arch: 'tiny', 'small', 'base', 'large' or 'huge' (patch 16, huge 14); 'small-pam' or
+            'small-mh-mlp', CONTAINER's forms of DeiT-S (``token_mixers``); or a hybrid, named by
             its ResNet and total stride: 'base-r50-s16', 'base-r26-s32', 'small-r26-s32',
             'large-r50-s32', 'tiny-r-s16-p8' (which timm calls so; its total stride is 32).
             ``stem_indices`` taps the stages of the ResNet.
         patch_size: 8, 14, 16, 32 or any other; overrides the table. Of a hybrid: the total stride.
+        token_mixers: 'pam' for attention plus a static matrix a head, class token included
+            (CONTAINER-PAM, arXiv 2106.01401), 'mh-mlp' for these matrices alone, or what
+            :class:`MetaFormer` takes.
         pretrain_img_size: Images (H, W), or the side of a square, of the pre-training: positions
-            are stored for its grid and resampled for every input.
-        with_cls_token: Whether the class token takes part in the attention. It is in no output.
+            and static matrices are stored for its grid and resampled for every input.
+        with_cls_token: Whether the class token takes part; in no output but ``pooled='token'``.
         distilled: Whether DeiT's distillation token takes part too.
         window_size: Tokens along the side of attention windows; None for none.
         global_blocks: Blocks without windows, by default the last of every quarter, as in ViTDet.
@@ -152,6 +164,15 @@ class VisionTransformer(MetaFormer):
             ``rel_pos`` of blocks without windows, by default ``pretrain_img_size``.
         qkv_bias: Whether queries, keys and values have a bias.
         antialias: How positions are resampled: see :class:`mmpatch.layers.PositionEmbed`.
+        pos_kind: Absolute positions: the ``kind`` of :class:`mmpatch.layers.PositionEmbed`. The
+            paper's relative ones (Appendix D.4) are, in two dimensions, ``pos_kind='none',
+            rel_pos=True, with_cls_token=False``.
+        interpolation: 'bicubic' as in timm, 'linear' as in the paper's code.
+        drop_rate: Dropout rate of positions, MLPs and outputs of mixers, in the paper 0.1.
+        attn_drop_rate: Dropout rate of affinities.
+        pooled: A last output (B, C, 1, 1) that ``out_channels`` does not count, a map of one place
+            like the others: 'token' for the class token behind the norm of the last map, 'average'
+            for the mean over that map; None for none.
         kwargs: Further arguments of :class:`MetaFormer`.
 
     Raises:
@@ -175,6 +196,8 @@ class VisionTransformer(MetaFormer):
         name: {'width': width, 'depth': depth, 'heads': heads, 'patch': patch, 'resnet': resnet}
         for name, (width, depth, heads, patch, resnet) in TABLE.items()
     }
+    ARCHS['small-pam'] = ARCHS['small'] | {'token_mixers': 'pam'}
+    ARCHS['small-mh-mlp'] = ARCHS['small'] | {'token_mixers': 'mh-mlp'}
     LAYOUTS: ClassVar[tuple[Layout, ...]] = (TIMM_LAYOUT, GOOGLE_LAYOUT, MM_LAYOUT)
     PUBLISHED: ClassVar[dict[str, Published]] = _list_published()
 
@@ -183,6 +206,7 @@ class VisionTransformer(MetaFormer):
         arch: str = 'base',
         *,
         patch_size: int | None = None,
+        token_mixers: Any = None,
         pretrain_img_size: int | Sequence[int] = 224,
         with_cls_token: bool = True,
         distilled: bool = False,
@@ -192,10 +216,18 @@ class VisionTransformer(MetaFormer):
         img_size: int | Sequence[int] | None = None,
         qkv_bias: bool = True,
         antialias: bool = True,
+        pos_kind: str = 'learned',
+        interpolation: str = 'bicubic',
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        pooled: str | None = None,
         **kwargs: Any,
     ) -> None:
         row = self.get_arch_settings(arch)
         patch = patch_size or row['patch']
+        if pooled not in ((None, 'average', 'token') if with_cls_token else (None, 'average')):
+            given = f'VisionTransformer: pooled={pooled!r}, with_cls_token={with_cls_token}'
+            raise ValueError(f"{given}: choose 'token' of such a token, 'average' or None")
         if distilled and not with_cls_token:
             raise ValueError('VisionTransformer: distilled=True needs with_cls_token=True')
         depths = kwargs.get('depths', (row['depth'] // 4,) * 4)
@@ -205,27 +237,50 @@ class VisionTransformer(MetaFormer):
         elif any(not 0 <= i < count for i in global_blocks):
             given = f'VisionTransformer: global_blocks={tuple(global_blocks)}'
             raise ValueError(f'{given} must name blocks of 0..{count - 1}')
-        attention = {'type': 'Attention', 'num_heads': row['heads'], 'qkv_bias': qkv_bias}
+        grid, num_tokens = _get_grid(pretrain_img_size, patch), with_cls_token + distilled
+        attention: dict[str, Any] = {'type': 'Attention', 'num_heads': row['heads']}
+        attention |= {'qkv_bias': qkv_bias, 'attn_drop': attn_drop_rate, 'proj_drop': drop_rate}
+        pam = attention | {'type': 'ContextAggregation', 'static': 'mlp', 'gate': None}
+        pam |= {'grid': grid, 'token_rows': num_tokens}
+        forms = {'pam': pam, 'mh-mlp': pam | {'dynamic': False}}
         windowed = {'type': 'Windowed', 'mixer': attention, 'window_size': window_size}
         if rel_pos:
             windowed['mixer'] = attention | {'rel_pos_size': window_size}
             attention |= {'rel_pos_size': _get_grid(img_size or pretrain_img_size, patch)}
         unwindowed = range(count) if window_size is None else global_blocks
+        mixers = token_mixers or row.get('token_mixers')
+        if mixers is None:
+            mixers = [attention if i in unwindowed else windowed for i in range(count)]
+        elif isinstance(mixers, str) and mixers in forms:
+            if window_size or rel_pos:
+                raise ValueError(f'VisionTransformer: {mixers} takes no windows and no rel_pos')
+            mixers = forms[mixers]
         resnet = {'type': 'ResNetStem', 'depths': row['resnet']}
         settings = {
             'depths': depths,
             'dims': row['width'],
             'strides': (patch, *(1,) * (len(depths) - 1)),
-            'token_mixers': [attention if i in unwindowed else windowed for i in range(count)],
+            'token_mixers': mixers,
             'stem': None if row['resnet'] is None else resnet,
             'norm_cfg': {'type': 'LN2d', 'eps': 1e-6},
+            'block_args': {'drop': drop_rate} if drop_rate else None,
             'positions': {
-                'grid': _get_grid(pretrain_img_size, patch),
-                'num_tokens': with_cls_token + distilled,
+                'grid': grid,
+                'num_tokens': num_tokens,
                 'antialias': antialias,
+                'kind': pos_kind,
+                'interpolation': interpolation,
+                'drop': drop_rate,
             },
         }
         super().__init__(**(settings | kwargs))
+        self.pooled = pooled
+
+    def _pool(self, last: Tensor, tokens: Tensor | None) -> tuple[Tensor, ...]:
+        if self.pooled == 'average':
+            return (last.mean((2, 3), keepdim=True),)
+        norm = self.out_norms[str(self.out_indices[-1])] if self.out_norms else nn.Identity()
+        return () if self.pooled is None or tokens is None else (norm(tokens[..., :1]),)
 
     @classmethod
     def infer_settings(cls, arch: str, tensors: dict[str | None, Tensor]) -> dict[str, Any]:
