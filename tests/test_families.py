@@ -68,7 +68,7 @@ TINY = {
 }
 HYBRID_POOLFORMER = {'depths': (1, 1, 1, 1), 'dims': (8, 16, 32, 32)}
 VITDET = {'with_cls_token': False, 'window_size': 7, 'rel_pos': True, 'out_indices': (0, 1)}
-STATIC = {'depths': (1, 1, 1), 'dims': 24, 'pretrain_img_size': 64, 'out_indices': (0, 1, 2)}
+STATIC = {'depths': (1, 1, 1, 1), 'dims': 24, 'pretrain_img_size': 64}
 HYBRID = {'stem': {'type': 'ResNetStem', 'depths': (1, 1)}, 'stem_indices': (0, 1)}
 FULL = {'dims': (4, 8, 8, 8), 'token_mixers': {'type': 'ContextAggregation', 'num_heads': 1}}
 #: Multiply-adds at 224 x 224 in G, of timm's table or counted on the authors' classes.

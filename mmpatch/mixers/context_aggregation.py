@@ -36,7 +36,7 @@ class ContextAggregation(nn.Module):
         token_rows: Rows that stand for tokens without a place: see :class:`SpatialMLP`.
         qkv_bias: Whether queries, keys and values have a bias.
         attn_drop: Dropout rate of the affinity: with a static MLP of the sum, as in the listing,
-            with a static convolution of the dynamic part, as in the released code.
+            with a static convolution of the dynamic part alone.
         proj_drop: Dropout rate of the output.
 
     Raises:
