@@ -86,7 +86,11 @@ def python(wheel, tmp_path_factory):
 
 def test_wheel_contains_configs_tools_index_and_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    configs = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.py')}
+    configs = {
+        file.relative_to(ROOT).as_posix()
+        for suffix in ('py', 'yml', 'md')
+        for file in (ROOT / 'configs').rglob(f'*.{suffix}')
+    }
     tools = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'tools').rglob('*.py')}
     for name in configs | tools | {'model-index.yml'}:
         assert f'mmpatch/.mim/{name}' in names, name
