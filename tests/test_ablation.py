@@ -25,6 +25,7 @@ ROWS = [(name, row) for name, table in TABLES.items() for row in table['rows']]
 TINY = {
     'poolformer': ({'depths': (1, 1, 1, 1), 'dims': (8, 8, 32, 32)}, 64),
     'convmixer': ({'depths': (1, 1, 1, 1), 'dims': 8}, 16),
+    'vit': ({'arch': 'tiny', 'depths': (1, 1, 1, 1), 'dims': 24}, 64),
 }
 SEGMENTOR = 'configs/demo/fpn_poolformer-nano_toy-ade20k.py'
 CONVMIXER = 'configs/convmixer/fpn_convmixer-768-32-p8_8xb4-40k_ade20k-512x512.py'
@@ -38,6 +39,7 @@ def test_tables_hold_what_the_papers_vary():
     assert {name: len(table['rows']) for name, table in TABLES.items()} == {
         'poolformer': 18,  # Table 5 of arXiv 2111.11418 has 17 beside the baseline
         'convmixer': 12,
+        'vit': 5,  # the rows of Table 8 of arXiv 2010.11929, and fixed sines and cosines
     }
     for table in TABLES.values():
         assert next(iter(table['rows'])) == 'baseline'
