@@ -1,6 +1,7 @@
 """Running the project's tools as a user would."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,19 @@ def relative_error(a, b):
 def child_environment():
     """Environment of a child process: one thread, and the package as the tests see it."""
     return {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def call_tool(monkeypatch, script, *arguments):
+    """Run a script of the project in this process, which has imported already what takes time.
+
+    For scripts that build no runner of MMEngine, which would leave state behind.
+    """
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, 'argv', [script, *map(str, arguments)])
+        patch.setenv('LOCAL_RANK', '0')
+        patch.setenv('MMPATCH_KEEP_HEAP', '0')
+        patch.chdir(ROOT)
+        runpy.run_path(script, run_name='__main__')
 
 
 def run_tool(*command, cwd=ROOT, check=True, env=None, **kwargs):

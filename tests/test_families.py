@@ -192,8 +192,10 @@ def test_multiply_adds(family, arch):
 
 
 @pytest.mark.parametrize('name', TINY)
-@pytest.mark.parametrize('batch', [1, 3])
-@pytest.mark.parametrize('size', [(32, 32), (224, 224), (250, 333), (640, 1088)])
+@pytest.mark.parametrize(
+    ('batch', 'size'),
+    [(1, (32, 32)), (3, (32, 32)), (1, (224, 224)), (3, (250, 333)), (1, (640, 1088))],
+)
 def test_takes_any_size(name, batch, size):
     model = TINY[name]().eval()
     with torch.no_grad():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from support import run_tool
+from support import call_tool
+
+TOOL = 'tools/make_toy_data.py'
 
 
 @pytest.fixture(scope='module')
@@ -15,11 +17,10 @@ def coco(toy):
     return COCO(str(toy / 'coco/annotations/instances_train2017.json'))
 
 
-def test_data_depends_on_the_seed_alone(toy, tmp_path):
-    run_tool('tools/make_toy_data.py', '--out', tmp_path / 'same', '--train', 2, '--val', 1)
-    run_tool(
-        'tools/make_toy_data.py', '--out', tmp_path / 'other', '--train', 2, '--val', 1, '--seed', 1
-    )
+def test_data_depends_on_the_seed_alone(toy, tmp_path, monkeypatch):
+    sizes = ('--train', 2, '--val', 1)
+    call_tool(monkeypatch, TOOL, '--out', tmp_path / 'same', *sizes)
+    call_tool(monkeypatch, TOOL, '--out', tmp_path / 'other', *sizes, '--seed', 1)
     files = [f for f in (tmp_path / 'same').rglob('*.*') if f.suffix in ('.jpg', '.png')]
     assert len(files) == 2 * 2 + 1 * 2 + 3
     for file in files:
@@ -59,9 +60,8 @@ def test_masks_do_not_overlap(coco):
         assert overlap.mean() < 0.02
 
 
-@pytest.mark.process
-def test_large_set_has_every_kind_of_annotation(tmp_path):
-    run_tool('tools/make_toy_data.py', '--out', tmp_path, '--train', 120, '--val', 1)
+def test_large_set_has_every_kind_of_annotation(tmp_path, monkeypatch):
+    call_tool(monkeypatch, TOOL, '--out', tmp_path, '--train', 120, '--val', 1)
     content = json.loads((tmp_path / 'coco/annotations/instances_train2017.json').read_text())
     annotations = content['annotations']
     assert {type(a['segmentation']) for a in annotations} == {list, dict}

@@ -113,8 +113,7 @@ def test_outside_project_inherits_and_trains(python, toy, tmp_path, tool):
     }[tool]
     text = f'_base_ = {base}\n' + OVERRIDES.format(data=f'{toy}/coco/')
     (tmp_path / 'mine.py').write_text(text)
-    code = f'import {tool}, pathlib; print(pathlib.Path({tool}.__file__).parent)'
-    package = Path(run(python, '-c', code, cwd=tmp_path).strip().splitlines()[-1])
-    train = package / '.mim/tools/train.py'
+    code = f'import importlib.util as i; print(i.find_spec({tool!r}).origin)'  # imports nothing
+    train = Path(run(python, '-c', code, cwd=tmp_path).strip()).parent / '.mim/tools/train.py'
     run(python, train, 'mine.py', '--work-dir', 'out', cwd=tmp_path)
     assert (tmp_path / 'out/iter_1.pth').is_file()
