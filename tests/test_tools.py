@@ -326,4 +326,6 @@ def test_matrix_runs():
     """One cell of it: the whole takes minutes."""
     command = ['tools/check_matrix.py', '--iterations', 8]
     text = run_tool(*command, '--families', 'convmixer', '--tasks', 'semantic-fpn').stdout
-    assert re.search(r'\| semantic-fpn \| \d+\.\d+ -> \d+\.\d+; .* M; \d+ s \|', text)
+    cell = re.search(r'\| semantic-fpn \| (\d+\.\d+) -> (\d+\.\d+); .* M; \d+ s \|', text)
+    before, after = map(float, cell.groups())
+    assert after < 0.95 * before  # without a step, noise alone lets it fall a little
