@@ -134,6 +134,8 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = downsample
         self.positions = positions
+        if positions is not None and positions.num_tokens:
+            raise ValueError('stage_positions take no num_tokens: tokens join behind the stem')
         self.blocks = nn.ModuleList(blocks)
         mixers = [getattr(block, 'token_mixer', block) for block in self.blocks]
         self.token_rows: int = max((getattr(m, 'token_rows', 0) for m in mixers), default=0)
@@ -145,8 +147,9 @@ class Stage(nn.Module):
 
         Class tokens have no position on the feature map, so with them the blocks see one row of
         T + H * W tokens. Mixers that must know the grid have ``token_rows`` = T: their blocks see
-        T + H rows, of which the first T repeat one token each. ``with_cp`` recomputes each block in
-        the backward pass instead of keeping its activations.
+        T + H rows, of which the first T repeat one token each; norms over places would count it W
+        times. ``with_cp`` recomputes each block in the backward pass instead of keeping its
+        activations.
         """
         x = self.downsample(x)
         if self.positions is not None:

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,6 +111,30 @@ def test_wrong_arguments_end_in_one_line(toy, tmp_path, monkeypatch):
     error = call(monkeypatch, SEGMENTOR, *tail, 'model.backbone.type=ResNet')
     assert error == f'error: {SEGMENTOR}: model.backbone is not one of mmpatch'
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.hosts
+def test_norms_that_a_config_freezes_learn_from_scratch(toy, capsys):
+    config = ROOT / 'configs/convmixer/retinanet_convmixer-768-32-p8_sfp_1x_coco.py'
+    args = SimpleNamespace(config=config, cfg_options={'data_root': f'{toy}/coco'})
+    backbone = TOOL['read_config'](args).model.backbone
+    assert backbone.norm_cfg == {'type': 'BN', 'requires_grad': True}
+    assert not backbone.norm_eval and backbone.init_cfg is None
+    assert 'norm_eval, norm_cfg of the backbone are set to learn' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('text', 'error'),
+    [
+        ('rows: [', 'is no YAML: '),
+        ('', 'has no `rows`'),
+        ('rows: {baseline: null}', 'lacks title, type, .*, baseline.what;'),
+    ],
+)
+def test_a_table_that_lacks_something_is_named(tmp_path, monkeypatch, text, error):
+    (tmp_path / 'mine.yml').write_text(text)
+    message = call(monkeypatch, '--list', '--table', tmp_path / 'mine.yml')
+    assert re.match(rf'error: \S+mine.yml {error}', message)
 
 
 @pytest.mark.hosts

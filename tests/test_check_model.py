@@ -176,3 +176,11 @@ def test_arguments_left_over_from_an_inherited_config(part, argument):
     match = rf"model\.{part}: .* takes no argument '{name}'.*_delete_=True"
     with pytest.raises(ValueError, match=match):
         check_model(model, 'mmdet')
+
+
+@pytest.mark.parametrize('pooled', ['token', 'average'])
+def test_a_pooled_output_is_no_level(pooled):
+    model = segmentor(head('FCNHead', 192, -1))
+    model['backbone'] = {'type': 'mmpatch.VisionTransformer', 'arch': 'tiny', 'pooled': pooled}
+    with pytest.raises(ValueError, match=f"pooled='{pooled}' adds an output.*pooled=None"):
+        check_model(model, 'mmseg')

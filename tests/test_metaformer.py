@@ -150,3 +150,9 @@ def test_wrong_images_are_named():
         model(torch.randn(1, 4, 64, 64))
     with pytest.raises(ValueError, match=r'2x64 \(H x W\) is smaller than the stride 4'):
         model(torch.randn(1, 3, 2, 64))
+
+
+def test_positions_of_a_stage_take_no_tokens():
+    places = (None, {'grid': 4, 'num_tokens': 1})
+    with pytest.raises(ValueError, match='stage_positions take no num_tokens'):
+        MetaFormer((1, 1), 8, 'Identity', strides=(4, 2), out_indices=(1,), stage_positions=places)

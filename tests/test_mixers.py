@@ -259,7 +259,10 @@ def test_windows_do_not_see_each_other(torch_seed):
         (lambda: ContextAggregation(12, 3, dynamic=False, static=None), 'needs a dynamic'),
         (lambda: ContextAggregation(12, 5), 'num_heads=5'),
         (lambda: ContextAggregation(12, 3, token_rows=1), "token_rows=1 .*static='conv'"),
-        (lambda: SpatialMLP(12, token_rows=1, other_grids='window'), 'token_rows=1 are in no'),
+        (
+            lambda: SpatialMLP(12, token_rows=1, other_grids='window'),
+            'token_rows cannot be combined',
+        ),
         (lambda: Attention(12, 3, attn_drop=2), 'probability'),
     ],
 )
@@ -315,3 +318,9 @@ def test_a_mixer_of_ones_own_is_a_class_and_a_name(torch_seed):
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert model.stages[0].blocks[0].token_mixer.share.abs().sum() > 0
+
+
+def test_windows_take_no_rows_of_tokens():
+    mixer = {'type': 'SpatialMLP', 'grid': 4, 'token_rows': 1}
+    with pytest.raises(ValueError, match='a mixer in windows has no token_rows'):
+        Windowed(8, mixer, 4)

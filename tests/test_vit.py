@@ -378,11 +378,10 @@ def test_linear_interpolation_is_that_of_googles_code(size, tmp_path, torch_seed
 def test_files_and_kinds_of_positions(tmp_path, torch_seed):
     learned = VisionTransformer('tiny', **SMALL)
     torch.save(learned.state_dict(), tmp_path / 'learned.pth')
-    for kind in ('none', 'sincos'):
-        model = VisionTransformer('tiny', **SMALL, pos_kind=kind)
-        report = checkpoint.load_pretrained(model, tmp_path / 'learned.pth')
-        assert report.dropped == ['positions.pos_embed', 'positions.cls_pos_embed']
-        assert torch.equal(model.positions.cls_token, learned.positions.cls_token)
+    model = VisionTransformer('tiny', **SMALL, pos_kind='none')
+    report = checkpoint.load_pretrained(model, tmp_path / 'learned.pth')
+    assert report.dropped == ['positions.pos_embed', 'positions.cls_pos_embed']
+    assert torch.equal(model.positions.cls_token, learned.positions.cls_token)
     factorised = VisionTransformer('tiny', **SMALL, pos_kind='2d')
     with pytest.raises(ValueError, match='lacks: positions.pos_embed_x, positions.pos_embed_y'):
         checkpoint.load_pretrained(factorised, tmp_path / 'learned.pth')
@@ -503,6 +502,8 @@ MATRICES = {'type': 'ContextAggregation', 'num_heads': 3, 'static': 'mlp', 'toke
 @pytest.mark.parametrize(
     ('kwargs', 'culprit'),
     [
+        ({'pretrain_img_size': 8}, 'images of 8x8 have no patch of 16'),
+        ({'pooled': 'token', 'positions': None}, 'needs a class token in positions'),
         ({'arch': 'giant'}, "no arch 'giant'.*huge.*base-r50-s16"),
         (
             {'window_size': 7, 'global_blocks': ()},
@@ -532,3 +533,24 @@ def test_wrong_arguments_are_named(kwargs, culprit):
     kwargs = {'arch': 'tiny', 'depths': (1, 1, 1, 1), **kwargs}
     with torch.device('meta'), pytest.raises(ValueError, match=culprit):
         VisionTransformer(**kwargs)
+
+
+def test_learned_positions_are_no_sines(tmp_path, torch_seed):
+    """What a file has must not be dropped for others, unless they are asked to be left out."""
+    tiny = {'depths': (1, 1, 1, 1), 'dims': 24, 'pretrain_img_size': 64, 'out_norm': False}
+    learned = VisionTransformer('tiny', **tiny)
+    torch.save(learned.state_dict(), tmp_path / 'learned.pth')
+    fixed = VisionTransformer('tiny', pos_kind='sincos', **tiny)
+    with pytest.raises(ValueError, match=r'pos_embed is not the sines and cosines .*pos_kind'):
+        checkpoint.load_pretrained(fixed, tmp_path / 'learned.pth')
+    learned.positions.pos_embed.data.copy_(fixed.positions.waves)
+    torch.save(learned.state_dict(), tmp_path / 'sines.pth')
+    report = checkpoint.load_pretrained(fixed, tmp_path / 'sines.pth')
+    assert 'positions.pos_embed' in report.dropped
+
+
+def test_rate_of_dropout_joins_other_settings_of_blocks():
+    tiny = {'depths': (1, 1, 1, 1), 'dims': 24}
+    model = VisionTransformer('tiny', drop_rate=0.1, block_args={'residual': False}, **tiny)
+    block = model.stages[0].blocks[0]
+    assert block.mlp.drop.p == 0.1 and not block.layer_scale1.residual

@@ -3,9 +3,10 @@
 python tools/ablate.py CONFIG --rows baseline identity depthwise
 python tools/ablate.py --list
 
-A row changes arguments of the backbone of CONFIG and nothing else. All rows train from scratch with
-the same seed. The table and its picture are in the work dir after every row. The same command again
-continues: finished rows are kept, others resume from their last checkpoint.
+A row changes arguments of the backbone of CONFIG. All rows train from scratch with the same seed,
+with norms that learn and nothing frozen. The table and its picture are in the work dir after every
+row. The same command again continues: finished rows are kept, others resume from their last
+checkpoint.
 """
 
 import argparse
@@ -94,9 +95,22 @@ def choose(what: str, name: str, names: Iterable[str]) -> str:
 
 
 def read_table(name: str) -> dict[str, Any]:
-    """Read a table by its name in configs/ablation, or from a file."""
+    """Read a table by its name in configs/ablation, or from a file, and check its keys."""
     file = Path(name) if Path(name).is_file() else TABLES[choose('table', name, TABLES)]
-    return yaml.safe_load(file.read_text())
+    try:
+        table = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        sys.exit(f'error: {file} is no YAML: {" ".join(str(error).split())}')
+    rows = table.get('rows') if isinstance(table, dict) else None
+    if not isinstance(rows, dict) or not rows:
+        sys.exit(f'error: {file} has no `rows`; write it like those of configs/ablation')
+    kinds = {'title': str, 'type': str, 'arguments': dict, 'classes': int, 'image': int}
+    kinds |= {'metric': str, 'source': str}
+    wrong = [key for key, kind in kinds.items() if not isinstance(table.get(key), kind)]
+    wrong += [f'{n}.what' for n, r in rows.items() if not isinstance(r, dict) or 'what' not in r]
+    if wrong:
+        sys.exit(f'error: {file} lacks {", ".join(wrong)}; write it like those of configs/ablation')
+    return table
 
 
 def format_table(head: list[str], rows: list[list[str]]) -> str:
@@ -137,7 +151,10 @@ def list_rows(table: dict[str, Any]) -> str:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """Read CONFIG with its options, without pretrained weights, and with a seed."""
+    """Read CONFIG with its options, to train from scratch, with a seed.
+
+    Norms that a config freezes for pretrained weights learn.
+    """
     options = dict(args.cfg_options)
     try:
         cfg = Config.fromfile(args.config)
@@ -145,13 +162,20 @@ def read_config(args: argparse.Namespace) -> Config:
             replace_data_root(cfg, str(options.pop('data_root')))
         cfg.merge_from_dict(options)
         check_paths(cfg, ('train', 'val'))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, KeyError, TypeError) as error:
         sys.exit(f'error: {error}')
     backbone = (cfg.get('model') or {}).get('backbone') or {}
     if not str(backbone.get('type')).startswith('mmpatch.'):
         sys.exit(f'error: {args.config}: model.backbone is not one of mmpatch')
-    if not any(key.startswith('model.backbone.init_cfg') for key in options):
-        backbone['init_cfg'] = None
+    backbone['init_cfg'] = None
+    changed = {'norm_eval': False, 'frozen_stages': -1}
+    changed = {key: value for key, value in changed.items() if key in backbone}
+    norm = backbone.get('norm_cfg')
+    if isinstance(norm, dict) and 'requires_grad' in norm:
+        changed['norm_cfg'] = {**norm, 'requires_grad': True}
+    if changed:
+        backbone.update(changed)
+        print(f'from scratch: {", ".join(changed)} of the backbone are set to learn')
     cfg.merge_from_dict({'randomness.seed': (cfg.get('randomness') or {}).get('seed', 0)})
     return cfg
 
@@ -337,10 +361,18 @@ def main() -> None:
     if table is None:
         kinds = ', '.join(table['type'] for table in tables)
         sys.exit(f'error: {args.config}: model.backbone is {kind}, the tables are for {kinds}')
+    used, told = cfg.model.backbone.get('arch'), table['arguments'].get('arch')
+    if used not in (None, told):
+        print(f'warning: the rows describe {told}; {args.config} has arch={used!r}')
     names = [choose('row', name, table['rows']) for name in args.rows or table['rows']]
-    metric = args.metric or METRICS[cfg.default_scope]
-    folder = args.work_dir or Path('work_dirs/ablation') / Path(args.config).stem
-    folder.mkdir(parents=True, exist_ok=True)
+    metric = args.metric or METRICS.get(cfg.default_scope)
+    if metric is None:
+        sys.exit(f'error: default_scope={cfg.default_scope!r}: say the --metric of its log')
+    folder = (args.work_dir or Path('work_dirs/ablation') / Path(args.config).stem).resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        sys.exit(f'error: {folder} is not a folder; give another --work-dir')
     lock = (folder / '.lock').open('w')
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

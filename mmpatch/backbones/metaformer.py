@@ -65,8 +65,8 @@ class MetaFormer(BaseModule):
             behind the stem; the mixers of a network with such tokens must take them, as
             :class:`mmpatch.mixers.Attention` does without relative positions, and
             :class:`mmpatch.mixers.ContextAggregation` with ``token_rows``. None for none.
-        stage_positions: For each stage None, or arguments of :class:`PositionEmbed` for positions
-            that are added before its blocks, without tokens; None for none in any stage.
+        stage_positions: For each stage None, or arguments of :class:`PositionEmbed` but
+            ``num_tokens``, for positions that are added before its blocks; None for no stage.
         out_norm: Whether each output goes through a norm of its own, which is not part of published
             classifiers; False gives the raw outputs of the stages. A name or dict says which norm,
             by default that of ``norm_cfg``.
@@ -189,8 +189,7 @@ class MetaFormer(BaseModule):
             down: nn.Module = nn.Identity()
             if i and (strides[i] != 1 or dims[i] != dims[i - 1]):
                 down = _make_patch_embed(dims[i - 1], dims[i], strides[i], downsample)
-            place = places[i]
-            embed = None if place is None else PositionEmbed(dims[i], num_tokens=0, **place)
+            embed = None if places[i] is None else PositionEmbed(dims[i], **places[i])
             self.stages.append(Stage(down, blocks, embed))
             if out_norm and i in self.out_indices:
                 self.out_norms[str(i)] = make_out_norm(dims[i])

@@ -128,7 +128,7 @@ class PoolFormer(MetaFormer):
             spatial fully-connected layer (f) in each stage. Attention comes with layer norms and
             with positions before its first stage. Positions and spatial layers are made for
             images of 224x224 and resampled for others.
-        pool_size: Side of the pooling window.
+        pool_size: Side of the pooling window, in stages with pooling.
         kwargs: Arguments of :class:`MetaFormer`, which override the table, such as ``dims`` or
             ``token_mixers`` for hybrids.
     """

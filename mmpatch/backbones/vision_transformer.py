@@ -154,7 +154,7 @@ class VisionTransformer(MetaFormer):
             :class:`MetaFormer` takes.
         pretrain_img_size: Images (H, W), or the side of a square, of the pre-training: positions
             and static matrices are stored for its grid and resampled for every input.
-        with_cls_token: Whether the class token takes part; in no output but ``pooled='token'``.
+        with_cls_token: Whether there is a class token. It is in no output but ``pooled='token'``.
         distilled: Whether DeiT's distillation token takes part too.
         window_size: Tokens along the side of attention windows; None for none.
         global_blocks: Blocks without windows, by default the last of every quarter, as in ViTDet.
@@ -168,11 +168,12 @@ class VisionTransformer(MetaFormer):
             paper's relative ones (Appendix D.4) are, in two dimensions, ``pos_kind='none',
             rel_pos=True, with_cls_token=False``.
         interpolation: 'bicubic' as in timm, 'linear' as in the paper's code.
-        drop_rate: Dropout rate of positions, MLPs and outputs of mixers, in the paper 0.1.
-        attn_drop_rate: Dropout rate of affinities.
-        pooled: A last output (B, C, 1, 1) that ``out_channels`` does not count, a map of one place
-            like the others: 'token' for the class token behind the norm of the last map, 'average'
-            for the mean over that map; None for none.
+        drop_rate: Dropout rate of positions, MLPs and outputs of mixers, in the paper 0.1; your own
+            ``positions`` and ``token_mixers`` set it themselves.
+        attn_drop_rate: Dropout rate of affinities, likewise.
+        pooled: Adds a last output (B, C, 1, 1), not counted in ``out_channels``, for classifiers:
+            'token' is the class token after the norm of the last map, 'average' the mean of that
+            map. None adds none.
         kwargs: Further arguments of :class:`MetaFormer`.
 
     Raises:
@@ -256,6 +257,7 @@ class VisionTransformer(MetaFormer):
                 raise ValueError(f'VisionTransformer: {mixers} takes no windows and no rel_pos')
             mixers = forms[mixers]
         resnet = {'type': 'ResNetStem', 'depths': row['resnet']}
+        block_args = {'drop': drop_rate} if drop_rate else {}
         settings = {
             'depths': depths,
             'dims': row['width'],
@@ -263,7 +265,7 @@ class VisionTransformer(MetaFormer):
             'token_mixers': mixers,
             'stem': None if row['resnet'] is None else resnet,
             'norm_cfg': {'type': 'LN2d', 'eps': 1e-6},
-            'block_args': {'drop': drop_rate} if drop_rate else None,
+            'block_args': block_args | (kwargs.pop('block_args', None) or {}),
             'positions': {
                 'grid': grid,
                 'num_tokens': num_tokens,
@@ -274,6 +276,9 @@ class VisionTransformer(MetaFormer):
             },
         }
         super().__init__(**(settings | kwargs))
+        tokens = self.positions.num_tokens if self.positions is not None else 0
+        if pooled == 'token' and not tokens:
+            raise ValueError("VisionTransformer: pooled='token' needs a class token in positions")
         self.pooled = pooled
 
     def _pool(self, last: Tensor, tokens: Tensor | None) -> tuple[Tensor, ...]:
@@ -302,4 +307,6 @@ class VisionTransformer(MetaFormer):
 
 def _get_grid(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if min(height, width) < patch:
+        raise ValueError(f'VisionTransformer: images of {height}x{width} have no patch of {patch}')
     return height // patch, width // patch

@@ -73,6 +73,8 @@ def match_tensors(
     for key, name, tensor in _place(tensors, layout, model, wanted):
         if not name:
             (report.dropped if name is None else unknown).append(key)
+            if name is None and key == 'positions.pos_embed' and not model.positions.equals(tensor):
+                wrong.append(f'{key} is not the sines and cosines of the model (pos_kind)')
             continue
         found.add(name)
         if name not in wanted or name in matched:

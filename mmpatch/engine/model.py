@@ -32,6 +32,11 @@ def check_model(cfg: Any, scope: str | None = None) -> None:
         return
     with torch.device('meta'), MODELS.switch_scope_and_registry(scope) as registry:
         backbone: Any = _build(registry, 'backbone', {**backbone_cfg, 'init_cfg': None})
+        if getattr(backbone, 'pooled', None):
+            raise ValueError(
+                f'model.backbone.pooled={backbone.pooled!r} adds an output that is no level of a '
+                'pyramid; necks and heads take pooled=None'
+            )
         side = 64 * math.lcm(*backbone.out_strides)
         pairs = zip(backbone.out_channels, backbone.out_strides, strict=True)
         maps = [torch.empty(1, c, side // s, side // s, requires_grad=True) for c, s in pairs]

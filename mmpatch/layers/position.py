@@ -19,9 +19,9 @@ class PositionEmbed(nn.Module):
         grid: Tokens (H, W), or the side of a square, for which positions are stored.
         num_tokens: 1 for a class token, 2 with DeiT's distillation token, 0 for none.
         antialias: Whether resampling is antialiased, as in timm; ViTDet, DeiT and MAE do without.
-        kind: 'learned', or '1d' as ViT's Appendix D.4 calls it, for one vector a place; '2d' for
-            one a column, in the first half of the channels, and one a row, in the second; 'sincos'
-            for fixed sines and cosines in this order, as in MAE; 'none' for tokens alone.
+        kind: 'learned' (the paper's '1d', Appendix D.4): one vector per place. '2d': one vector
+            per column (first half of the channels) and one per row (second half). 'sincos': fixed
+            sines and cosines in this order, as in MAE. 'none': tokens alone.
         interpolation: 'bicubic', or 'linear' with aligned corners (and no antialiasing), as
             ``checkpoint.py`` of google-research/vision_transformer does it.
         drop: Dropout rate of the sum, of tokens too.
@@ -76,6 +76,12 @@ class PositionEmbed(nn.Module):
             return self.drop(x), None
         tokens = self.cls_token + (0 if self.cls_pos_embed is None else self.cls_pos_embed)
         return self.drop(x), self.drop(tokens.to(x.dtype).expand(x.shape[0], -1, -1, -1))
+
+    def equals(self, positions: Tensor) -> bool:
+        """Whether positions (1, C, H, W) of a file are the fixed ones; True if there are none."""
+        if self.waves is None or self.waves.is_meta:
+            return True
+        return torch.allclose(_make_waves(*positions.shape[1:]), positions.float(), atol=1e-4)
 
     def resample(self, positions: Tensor, size: torch.Size) -> Tensor:
         """Positions (1, C, H, W) of one grid for another, (1, C, *size), in float32."""

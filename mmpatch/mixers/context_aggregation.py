@@ -35,8 +35,8 @@ class ContextAggregation(nn.Module):
         grid: Of the static MLP.
         token_rows: Rows that stand for tokens without a place: see :class:`SpatialMLP`.
         qkv_bias: Whether queries, keys and values have a bias.
-        attn_drop: Dropout rate of the affinity: with a static MLP of the sum, as in the listing,
-            with a static convolution of the dynamic part alone.
+        attn_drop: Dropout rate of the affinity. With a static MLP it applies to the sum of both,
+            as in the paper's listing; with a static convolution, only to the dynamic one.
         proj_drop: Dropout rate of the output.
 
     Raises:

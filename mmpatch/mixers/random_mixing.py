@@ -10,7 +10,8 @@ from mmpatch.registry import MODELS
 class RandomMixing(SpatialMLP):
     """A frozen random matrix over the tokens of a grid (https://arxiv.org/abs/2111.11418, Table 5).
 
-    Its rows are softmaxes of uniform random numbers, so that each sums to 1.
+    Its rows are softmaxes of uniform random numbers, so that each sums to 1, on other grids to
+    about 1.
 
     Args:
         dim: Channels; any, all of them are mixed alike.

@@ -55,7 +55,7 @@ class SpatialMLP(StaticMixer):
         if other_grids not in ('resample', 'window'):
             raise ValueError(f"other_grids={other_grids!r} is neither 'resample' nor 'window'")
         if token_rows and other_grids == 'window':
-            raise ValueError(f"token_rows={token_rows} are in no window of other_grids='window'")
+            raise ValueError("token_rows cannot be combined with other_grids='window'")
         self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
         self.num_heads = num_heads
         self.token_rows = token_rows

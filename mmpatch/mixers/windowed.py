@@ -20,11 +20,16 @@ class Windowed(nn.Module):
         dim: Channels.
         mixer: What mixes within a window: what :func:`mmpatch.registry.make_factory` takes.
         window_size: Side of a window in tokens.
+
+    Raises:
+        ValueError: If the mixer takes rows of tokens without a place (``token_rows``).
     """
 
     def __init__(self, dim: int, mixer: Any, window_size: int = 14) -> None:
         super().__init__()
         self.mixer = make_factory(mixer)(dim)
+        if getattr(self.mixer, 'token_rows', 0):
+            raise ValueError('Windowed: a mixer in windows has no token_rows')
         self.window_size = window_size
 
     def forward(self, x: Tensor) -> Tensor:
