@@ -7,17 +7,25 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones import MetaFormer
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock
+from mmpatch.deployment.folded import (
+    GatedAggregation,
+    PooledResidual,
+    Residual,
+    TokenAttention,
+    TokenMlp,
+    TokenResidual,
+    make_linear,
+    make_token_norm,
+)
 from mmpatch.layers import DropPath, GroupNorm, GroupNorm1, LayerNorm2d, LayerScale, Mlp
 from mmpatch.mixers import Attention, ContextAggregation, DepthwiseConv, Pooling, Windowed
 from mmpatch.mixers.pooling import AveragePool
-from mmpatch.mixers.tokens import to_map, to_tokens
 
 Affine = tuple[Tensor, Tensor]  # scale and shift per channel, (C,) each
 
@@ -27,7 +35,8 @@ def deploy(model: nn.Module) -> nn.Module:
 
     Affine maps of norms and whole batch norms are folded into the products behind them, residual
     scales and gates into the products before them, and PoolFormer's branch becomes one
-    interpolation. Outputs stay equal to float32 rounding. Subclasses of blocks, and blocks with
+    interpolation; attention and its MLP work on tokens, and stages that nothing separates become
+    one. Outputs stay equal to float32 rounding. Subclasses of blocks, and blocks with
     hooks or patched methods, stay; one log line says how many were folded. The copy has other names
     in its state dict, stays in evaluation mode and is not compiled.
 
@@ -52,6 +61,9 @@ def deploy(model: nn.Module) -> nn.Module:
         rows = [(fold_block(block), block) for block in stage.blocks]
         folded += (row is not None for row, _ in rows)
         stage.blocks = nn.ModuleList(part for row, block in rows for part in row or [block])
+    for backbone in deployed.modules():
+        if isinstance(backbone, MetaFormer):
+            _join_stages(backbone)
     print_log(f'mmpatch.deploy: {sum(folded)} of {len(folded)} blocks folded', logger='current')
     return deployed.requires_grad_(False).eval()
 
@@ -69,62 +81,12 @@ def fold_block(block: Any) -> list[nn.Module] | None:
     elif type(block) is MetaFormerBlock and _has_known_parts(block):
         row = [] if block.pos_embed is None else [_fold_position(block.pos_embed)]
         row.append(_fold_mixing(block.norm1, block.token_mixer, block.layer_scale1.scale))
-        row += [_fold_mlp(block.norm2, block.mlp, block.layer_scale2.scale)] if block.mlp else []
+        on_tokens = isinstance(row[-1], TokenResidual)
+        if block.mlp:
+            row.append(_fold_mlp(block.norm2, block.mlp, block.layer_scale2.scale, on_tokens))
     else:
         return None
     return row and [part.to(dtype) for part in row]
-
-
-class Residual(nn.Sequential):
-    """``x + scale * layers(x)``; layers that are None are left out."""
-
-    def __init__(self, *layers: nn.Module | None, scale: Tensor | None = None) -> None:
-        super().__init__(*(layer for layer in layers if layer is not None))
-        self.scale = None if scale is None else nn.Parameter(scale.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        branch = super().forward(x)
-        if self.scale is None:
-            return x + branch
-        return torch.addcmul(x, branch, self.scale.view(-1, 1, 1))
-
-
-class PooledResidual(nn.Module):
-    """``x + scale * (pool(norm(x)) - norm(x))``, where the norm's mean and bias cancel."""
-
-    def __init__(self, pool: nn.Module, scale: Tensor, eps: float) -> None:
-        super().__init__()
-        self.pool = pool
-        self.scale = nn.Parameter(scale.clone())
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # squares may overflow in half
-        centred = exact - exact.mean((1, 2, 3), keepdim=True)
-        lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-        variance = lengths.square().mean((2, 3), keepdim=True) / x.shape[1]
-        factor = torch.rsqrt(variance + self.eps) * self.scale.view(-1, 1, 1)
-        return torch.lerp(x, self.pool(x), factor.to(x.dtype))
-
-
-class GatedAggregation(nn.Module):
-    """``(alpha * A(X) V + static(V)) W``: CONTAINER's mixer with beta in the static part."""
-
-    def __init__(self, mixer: ContextAggregation) -> None:
-        super().__init__()
-        alpha, beta = mixer.gate_weights()
-        self.qkv, self.proj, self.num_heads = mixer.qkv, mixer.proj, mixer.num_heads
-        self.static = _fold_output(mixer.static.conv, beta)
-        self.alpha = nn.Parameter(alpha.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        parts = self.qkv(x).chunk(3, 1)
-        q, k, v = (to_tokens(part, self.num_heads) for part in parts)
-        mixed = to_map(F.scaled_dot_product_attention(q, k, v), x.shape[2:])
-        return self.proj(torch.addcmul(self.static(parts[2]), mixed, self.alpha))
 
 
 def _fold_mixing(norm: nn.Module, mixer: Any, scale: Tensor | None) -> nn.Module:
@@ -134,20 +96,30 @@ def _fold_mixing(norm: nn.Module, mixer: Any, scale: Tensor | None) -> nn.Module
     if pools and type(rest) is GroupNorm1 and affine is not None:
         return PooledResidual(mixer.pool, affine[0] * (1 if scale is None else scale), rest.eps)
     if type(mixer) in (Attention, ContextAggregation):
-        return Residual(rest, _fold_products(mixer, affine, scale))
+        branch, tokens = _fold_products(mixer, affine, scale), make_token_norm(rest)
+        if type(branch) is Attention and tokens:
+            return TokenResidual(tokens, TokenAttention(branch))
+        return Residual(rest, branch)
     if type(mixer) is Windowed and type(mixer.mixer) is Attention:
         # Windows are filled up with zeros behind the norm, which a folded bias would shift.
-        mixer.mixer = _fold_products(mixer.mixer, None, scale)
+        mixer.mixer, tokens = _fold_products(mixer.mixer, None, scale), make_token_norm(norm)
+        if tokens:
+            return TokenResidual(tokens, TokenAttention(mixer.mixer, mixer.window_size))
         return Residual(norm, mixer)
     return Residual(norm, mixer, scale=scale)
 
 
-def _fold_mlp(norm: nn.Module, mlp: nn.Module, scale: Tensor | None) -> nn.Module:
+def _fold_mlp(norm: nn.Module, mlp: Any, scale: Tensor | None, on_tokens: bool) -> nn.Module:
     """Residual branch of the channel MLP."""
     if type(mlp) is not Mlp or type(mlp.fc2) is not nn.Conv2d:
         return Residual(norm, mlp, scale=scale)
     rest, affine = _split_norm(norm) if _is_product(mlp.fc1) else (norm, None)
-    return Residual(rest, _fold_input(mlp.fc1, affine), mlp.act, _fold_output(mlp.fc2, scale))
+    fc1, fc2 = _fold_input(mlp.fc1, affine), _fold_output(mlp.fc2, scale)
+    tokens = make_token_norm(rest)
+    each = type(mlp.act) in (nn.GELU, nn.ReLU, nn.SiLU) and _is_product(fc1) and _is_product(fc2)
+    if on_tokens and tokens and each:
+        return TokenResidual(tokens, TokenMlp(make_linear(fc1), mlp.act, make_linear(fc2)))
+    return Residual(rest, fc1, mlp.act, fc2)
 
 
 def _fold_products(mixer: Any, affine: Affine | None, scale: Tensor | None) -> nn.Module:
@@ -155,9 +127,28 @@ def _fold_products(mixer: Any, affine: Affine | None, scale: Tensor | None) -> n
     mixer.qkv, mixer.proj = _fold_input(mixer.qkv, affine), _fold_output(mixer.proj, scale)
     if type(mixer) is ContextAggregation and not mixer.dynamic:
         return nn.Sequential(mixer.qkv, mixer.static, mixer.proj)
-    static = getattr(mixer, 'static', None)
+    static: Any = getattr(mixer, 'static', None)
     gated = type(static) is DepthwiseConv and type(static.conv) is nn.Conv2d
-    return GatedAggregation(mixer) if gated else mixer
+    if not gated:
+        return mixer
+    return GatedAggregation(mixer, _fold_output(static.conv, mixer.gate_weights()[1]))
+
+
+def _join_stages(backbone: MetaFormer) -> None:
+    """Let stages of an isotropic network that no output and no layer separates become one."""
+    ends: list[int] = []
+    stages: list[Any] = []
+    for i, stage in enumerate(backbone.stages):
+        alone = stage.positions is not None or type(stage.downsample) is not nn.Identity
+        alone |= i == 0 or i - 1 in backbone.out_indices or _is_patched(stage)
+        if alone or _is_patched(stages[-1]) or stage.token_rows != stages[-1].token_rows:
+            stages.append(stage)
+        else:
+            stages[-1].blocks.extend(stage.blocks)
+        ends += [len(stages) - 1] if i in backbone.out_indices else []
+    norms = zip(ends, backbone.out_norms.values(), strict=bool(backbone.out_norms))
+    backbone.out_norms = nn.ModuleDict({str(end): norm for end, norm in norms})
+    backbone.stages, backbone.out_indices = nn.ModuleList(stages), tuple(ends)
 
 
 def _fold_convmixer(block: ConvMixerBlock) -> list[nn.Module] | None:
