@@ -53,8 +53,8 @@ def cut_for_pooling(
     axes = zip(*map(_pair, (kernel_size, stride, padding, dilation)), strict=True)
     for dim, (k, s, p, d) in zip((2, 3), axes, strict=True):
         window, length = d * (k - 1) + 1, x.shape[dim] + 2 * p
-        if return_indices or (ceil_mode and window < p + s):
-            raise ValueError(f'max_pool2d({k=}, {s=}, {ceil_mode=}, {return_indices=}): no export')
+        if ceil_mode and window < p + s:
+            raise ValueError(f'max_pool2d of kernel {k}, stride {s} with ceil_mode: no export')
         used = (length - window + (s - 1 if ceil_mode else 0)) // s * s + window
         exact = ceil_mode or p >= s - 1  # then padding alone gives this length
         pads = p, used - length + p if exact else p
