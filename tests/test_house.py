@@ -51,7 +51,7 @@ OWNERS = {
     'timm': {'layers'},
     'mmcv': {'backbones', 'necks', 'compat'},
     'matplotlib': set(),
-    'torchvision': {'compat'},
+    'torchvision': {'compat', 'deployment'},
 }
 
 
@@ -98,7 +98,8 @@ def test_import_stays_light(module):
 
 def test_the_package_stays_small():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
-    assert sum(lines.values()) < 4750  # 4400 for blocks and families, 350 for the papers' variants
+    # 4400 for blocks and families, 350 for the papers' variants, 460 for graphs of whole models
+    assert sum(lines.values()) < 5210
     assert max(lines.values()) < 360  # the base class, most of it the docstring of its arguments
     assert lines[PACKAGE / 'deployment/fold.py'] <= 250
     names = [file.relative_to(PACKAGE).as_posix() for file in FILES]
