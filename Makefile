@@ -48,7 +48,7 @@ lint: .venv/ready
 	    'mmpatch is tested on Python 3.10 to 3.12, not ' + sys.version + '; set PYTHON=...'"
 	$(INTERPRETER) -m venv --clear $(VENV)
 	$(PIP_INSTALL) "setuptools>=77.0.1,<81"
-	$(PIP_INSTALL) --no-build-isolation -e ".[det,seg,export,dev]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[det,seg,onnx,openvino,dev]"
 	# mmdet and mmseg depend on opencv-python, whose windows need the libraries of a desktop.
 	$(BIN)/pip uninstall --quiet --yes opencv-python
 	$(PIP_INSTALL) opencv-python-headless

@@ -34,8 +34,9 @@ setup(
     extras_require={
         'det': ['mmdet>=3.3,<3.4', 'mmcv-lite>=2.0.1,<2.2'],
         'seg': ['mmsegmentation>=1.2.1,<1.3', 'mmcv-lite>=2.0.1,<2.2', 'ftfy', 'regex'],
-        # for torch.onnx.export; the tests run deployed models in onnxruntime
-        'export': ['onnx>=1.16', 'onnxscript>=0.1', 'onnxruntime>=1.18'],
+        # of mmpatch.export: .onnx files, and OpenVINO's .xml files, NNCF for int8
+        'onnx': ['onnx>=1.16', 'onnxscript>=0.1', 'onnxruntime>=1.18'],
+        'openvino': ['openvino>=2026.0', 'nncf>=3.0'],
         'dev': [
             'build',
             'mypy',

@@ -7,7 +7,7 @@ from mmpatch.compat import install
 
 __version__ = '0.2.0'
 
-__all__ = ['__version__', 'config_path', 'deploy', 'list_configs']
+__all__ = ['__version__', 'config_path', 'deploy', 'export', 'list_configs']
 
 _CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -19,6 +19,13 @@ def deploy(model: Any) -> Any:
     from mmpatch.deployment import fold  # imported here, since it loads torchvision and timm
 
     return fold.deploy(model)
+
+
+def export(model: Any, file: Any, **settings: Any) -> dict[str, Any]:
+    """Write a network to a file for an engine: see :func:`mmpatch.deployment.export.export`."""
+    from mmpatch import deployment
+
+    return deployment.export(model, file, **settings)
 
 
 def list_configs() -> list[str]:

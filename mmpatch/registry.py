@@ -18,7 +18,13 @@ MODELS = registry.Registry(
     'model',
     parent=registry.MODELS,
     scope='mmpatch',
-    locations=['mmpatch.layers', 'mmpatch.mixers', 'mmpatch.backbones', 'mmpatch.necks'],
+    locations=[
+        'mmpatch.layers',
+        'mmpatch.mixers',
+        'mmpatch.backbones',
+        'mmpatch.necks',
+        'mmpatch.deployment',
+    ],
 )
 _make_engine_registry = partial(registry.Registry, scope='mmpatch', locations=['mmpatch.engine'])
 HOOKS = _make_engine_registry('hook', parent=registry.HOOKS)

@@ -8,6 +8,7 @@ import sys
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmpatch.deployment import ExportError
 from mmpatch.engine.tool import make_parser, read_config
 
 
@@ -46,7 +47,10 @@ def main() -> None:
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    runner.test()
+    try:
+        runner.test()
+    except ExportError as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -48,5 +48,8 @@ class PatchEmbed(nn.Module):
         """(B, in_channels, H, W) -> (B, dim, about H / stride, about W / stride)."""
         if self.pad:
             # Also where there is nothing to pad: a branch here would be frozen into traced graphs.
-            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+            # Not by %, which OpenVINO lacks, nor of negative numbers, which it rounds otherwise.
+            stride = self.stride
+            missing = [(n + stride - 1) // stride * stride - n for n in x.shape[2:]]
+            x = F.pad(x, (0, missing[1], 0, missing[0]))
         return self.norm(self.act(self.conv(x)))

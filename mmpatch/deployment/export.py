@@ -1,0 +1,253 @@
+"""Export of trained networks to ONNX, OpenVINO and torch.export, checked before they are kept."""
+
+import copy
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmpatch.backbones import MetaFormer
+from mmpatch.deployment.files import ExportError, find_format, first_line, read_file
+from mmpatch.deployment.fold import deploy
+from mmpatch.deployment.folded import TokenAttention
+from mmpatch.deployment.forms import use_engine_forms
+from mmpatch.deployment.graphs import make_graph, measure_difference
+from mmpatch.deployment.symbolic import SymbolicSizes
+from mmpatch.mixers import Windowed
+
+#: Dimensions of an image batch that may be free in a file.
+DIMS = {'batch': 0, 'height': 2, 'width': 3}
+#: Largest difference from torch with which a file is kept: see :func:`measure_difference`.
+TOLERANCES = {'f32': 1e-4, 'bf16': 0.1, 'int8': 0.5}
+
+
+def export(
+    model: nn.Module,
+    file: str | Path,
+    *,
+    input_size: Sequence[int] = (2, 3, 512, 512),
+    dynamic: Sequence[str] = ('batch', 'height', 'width'),
+    fold: bool = True,
+    precision: str = 'f32',
+    calibration: Iterable[Tensor] | None = None,
+    normalize: bool = False,
+    preprocessor: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Write a network to a file for an engine, if the engine computes what torch computes.
+
+    The file is run at three sizes, or on three batches where all sizes are fixed, and kept only if
+    its outputs differ from torch's by at most 1e-4 of the largest value (0.1 in bfloat16, 0.5 in
+    int8). An older file of this name stays until then.
+
+    Args:
+        model: In evaluation mode: a backbone; ``nn.Sequential(backbone, neck)``; a whole segmentor
+            of mmseg; or a whole detector of mmdet with one stage, anchors and sigmoid scores, such
+            as RetinaNet. Outputs are maps, one class map (B, H, W), or boxes (B, K, 4), scores and
+            labels (B, K).
+        file: Its suffix says the format: .onnx for onnxruntime and others, .xml for OpenVINO, .pt2
+            for torch.export.
+        input_size: (B, C, H, W) of an example; fixed dimensions keep these sizes.
+        dynamic: Which of 'batch', 'height' and 'width' are free.
+        fold: Whether blocks are folded (:func:`mmpatch.deploy`), and written in the forms that are
+            fast in the engine.
+        precision: 'f32'; 'bf16' (OpenVINO, .pt2); 'int8' (OpenVINO, quantised by NNCF).
+        calibration: For int8, images (B, C, H, W) as the file takes them.
+        normalize: Whether the file takes pixels from 0 to 255 and normalises them itself.
+        preprocessor: Whose mean and std; by default the data preprocessor of the model.
+
+    Returns:
+        What the file says of itself: ``kind``, ``outputs``, ``out_channels``, ``out_strides``,
+        ``input`` (the range and the channels it takes), ``input_size``, ``dynamic``, ``precision``
+        and more; and ``error``, the largest difference that was measured.
+
+    Raises:
+        ExportError: If an engine is missing, cannot express the network or computes something else,
+            if arguments do not fit, or if the model is in training mode. No file is left then.
+    """
+    path, size = Path(file), tuple(input_size)
+    found = _check_arguments(model, path, size, dynamic, precision, calibration)
+    images = None if calibration is None else [x.detach().float().cpu() for x in calibration]
+    original = copy.deepcopy(model).cpu()
+    try:
+        reference = make_graph(original, normalize, preprocessor)
+        network = deploy(original) if fold and _find(original, MetaFormer) else original
+        if found.suffix != '.pt2':
+            network = use_engine_forms(network, fast=fold)
+        graph = make_graph(network, normalize, preprocessor)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    _check_windows(original, dynamic)
+    traced = _BFloat16(graph) if found.suffix == '.pt2' and precision == 'bf16' else graph
+    described = reference.describe()
+    metadata = {
+        'version': 1,
+        'model': type(model).__name__,
+        'outputs': list(reference.output_names),
+        'input_size': list(size),
+        'dynamic': list(dynamic),
+        'precision': precision,
+        'torch': torch.__version__,
+        'weights': digest(_get_backbone(model).state_dict().values()),
+        **described,
+    }
+    batches = _make_batches(size, dynamic, normalize)
+    program = _trace(traced, _get_example(size, dynamic), dynamic)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
+            part = Path(folder) / path.name
+            _write(found, part, program, metadata, images)
+            difference = max(_compare(part, x, reference) for x in batches)
+            limit = TOLERANCES[precision]
+            if not difference <= limit:
+                raise ExportError(
+                    f'{path.name} differs from torch by {difference:.1e}, more than {limit}, so it '
+                    'is not kept; try dynamic=() or another format'
+                )
+            for written in sorted(Path(folder).iterdir(), key=lambda other: other == part):
+                os.replace(written, path.with_name(written.name))
+    except OSError as error:
+        raise ExportError(f'{path} cannot be written: {error}') from error
+    line = f'mmpatch.export: {path}, {precision}, differs from torch by {difference:.1e} at most'
+    print_log(f'{line}; input: {described["input"]}', logger='current')
+    return {**metadata, 'error': difference}
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Digest of weights, whatever their names, order and device."""
+    parts = (
+        hashlib.sha256(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for t in tensors
+        if t.ndim
+    )
+    return hashlib.sha256(b''.join(sorted(part.digest() for part in parts))).hexdigest()
+
+
+class _BFloat16(nn.Module):
+    """A graph that computes in bfloat16, between float32."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.network = graph.bfloat16()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        outs = self.network(x.bfloat16())
+        return tuple(y.float() if y.is_floating_point() else y for y in outs)
+
+
+def _check_arguments(
+    model: Any,
+    path: Path,
+    size: tuple[int, ...],
+    dynamic: Sequence[str],
+    precision: str,
+    images: Any,
+) -> Any:
+    """Format of the file, if all arguments fit each other."""
+    if not isinstance(model, nn.Module):
+        raise ExportError(f'export takes a module, not {model!r}')
+    if model.training:
+        raise ExportError(f'{type(model).__name__} is in training mode; call eval() first')
+    found = find_format(path)
+    if not path.parent.is_dir():
+        raise ExportError(f'there is no folder {path.parent} to write {path.name} into')
+    if isinstance(dynamic, str) or not set(dynamic) <= set(DIMS):
+        raise ExportError(f'dynamic={dynamic!r}: choose from {tuple(DIMS)}, or () for none')
+    if len(size) != 4 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ExportError(f'input_size={size} is not (B, C, H, W)')
+    if precision not in found.precisions:
+        raise ExportError(
+            f'precision={precision!r}: {found.suffix} files have {", ".join(found.precisions)}'
+        )
+    if (precision == 'int8') != (images is not None):
+        raise ExportError('int8 needs calibration images, and nothing else takes them')
+    return found
+
+
+def _check_windows(model: nn.Module, dynamic: Sequence[str]) -> None:
+    free = [name for name in dynamic if name != 'batch']
+    if free and _find(model, Windowed, TokenAttention):
+        raise ExportError(
+            f'{" and ".join(free)} cannot be free, since the number of windows would be: export '
+            "with dynamic=('batch',) or () for one input_size, or a network without windows"
+        )
+
+
+def _get_backbone(model: Any) -> nn.Module:
+    return model[0] if isinstance(model, nn.Sequential) else getattr(model, 'backbone', model)
+
+
+def _find(model: nn.Module, *classes: type) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, classes)]
+
+
+def _get_example(size: tuple[int, ...], dynamic: Sequence[str]) -> Tensor:
+    """Example to trace: free dimensions are odd and not 1, so that none looks special."""
+    batch, channels, height, width = size
+    batch = max(batch, 2) if 'batch' in dynamic else batch
+    if 'height' in dynamic:
+        height = max(height - 1 + height % 2, 1)
+    if 'width' in dynamic:
+        width = max(width - 3 + width % 2, 1)
+    return torch.zeros(batch, channels, height, width)
+
+
+def _make_batches(size: tuple[int, ...], dynamic: Sequence[str], pixels: bool) -> list[Tensor]:
+    """Three batches of noise, of three sizes where sizes are free."""
+    batch, channels, height, width = size
+    generator = torch.Generator().manual_seed(0)
+    shapes = [size]
+    for count, rows, columns in ((1, 0.75, 0.66), (batch + 1, 0.6, 0.8)):
+        shape = (
+            count if 'batch' in dynamic else batch,
+            channels,
+            int(height * rows) + 1 if 'height' in dynamic else height,
+            int(width * columns) + 1 if 'width' in dynamic else width,
+        )
+        shapes.append(shape)
+    batches = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [(x * 60 + 120).clamp(0, 255) for x in batches] if pixels else batches
+
+
+def _trace(graph: nn.Module, example: Tensor, dynamic: Sequence[str]) -> Any:
+    free = {DIMS[name]: torch.export.Dim.DYNAMIC for name in dynamic}
+    try:
+        with torch.no_grad(), SymbolicSizes():
+            return torch.export.export(
+                graph.eval(), (example,), dynamic_shapes=(free or None,), strict=False
+            )
+    except Exception as error:  # torch.export raises many kinds
+        raise ExportError(
+            f'torch cannot export this network with dynamic={tuple(dynamic)}: {first_line(error)}'
+        ) from error
+
+
+def _write(found: Any, part: Path, program: Any, metadata: Any, images: Any) -> None:
+    try:
+        found.write(part, program, metadata, images)
+    except (OSError, ExportError):
+        raise
+    except Exception as error:  # converters raise what they like
+        name = found.packages[0] if found.packages else 'torch'
+        raise ExportError(f'{name} cannot express this network: {first_line(error)}') from error
+
+
+def _compare(part: Path, x: Tensor, reference: Any) -> float:
+    _, run = read_file(part)
+    with torch.no_grad():
+        expected = reference(x)
+    try:
+        outs = run(x)
+    except Exception as error:  # engines raise what they like
+        shape = 'x'.join(map(str, x.shape))
+        raise ExportError(f'the file does not run at {shape}: {first_line(error)}') from error
+    if [out.shape for out in outs] != [out.shape for out in expected]:
+        return math.inf
+    threshold = getattr(reference, 'score_thr', 0.0)
+    return measure_difference(reference.kind, outs, expected, threshold)

@@ -1,0 +1,322 @@
+"""Exported files compute what torch computes, at other sizes too, or are not written."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_families import TINY
+from torch import nn
+
+import mmpatch
+from mmpatch import deploy
+from mmpatch.backbones import PoolFormer, VisionTransformer
+from mmpatch.deployment import ExportedBackbone, ExportError
+from mmpatch.deployment.files import FORMATS, read_file
+from mmpatch.deployment.forms import FORMS, use_engine_forms
+from mmpatch.layers import PositionEmbed
+from mmpatch.registry import MODELS
+
+import golden
+from support import child_environment, relative_error
+
+NETWORKS = (
+    'PoolFormer',
+    'PoolFormer with attention',
+    'Container',
+    'ConvMixer of patch 7',
+    'ViT',
+    'ViTDet',
+)
+SIZE = (2, 3, 64, 96)
+#: Sizes that are no multiple of a stride, and other batches.
+SIZES = ((2, 3, 64, 96), (1, 3, 97, 70), (3, 3, 56, 131))
+FREE = ('batch', 'height', 'width')
+OLD_TORCH = torch.__version__.startswith('2.6.')
+#: Runs files of one format in a process without mmpatch, and compares with kept outputs.
+CHILD = """
+import json, sys, torch
+kind, names = sys.argv[1], sys.argv[2:]
+for name in names:
+    pairs = torch.load(name + '.pairs')
+    if kind == '.onnx':
+        import onnxruntime
+        session = onnxruntime.InferenceSession(name + kind)
+        run = lambda x: session.run(None, {'image': x.numpy()})
+    elif kind == '.xml':
+        import openvino
+        settings = {'INFERENCE_PRECISION_HINT': 'f32'}
+        compiled = openvino.Core().compile_model(name + kind, 'CPU', settings)
+        run = lambda x: [out for out in compiled(x.numpy()).values()]
+    else:
+        run = torch.export.load(name + kind).module()
+    for x, expected in pairs:
+        outs = [torch.as_tensor(out) for out in run(x)]
+        assert [y.shape for y in outs] == [y.shape for y in expected], (name, x.shape)
+        errors = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(outs, expected)]
+        assert max(errors) < 1e-4, (name, x.shape, errors)
+        print(name, max(errors))
+assert not any(module.split('.')[0] == 'mmpatch' for module in sys.modules)
+"""
+
+
+def make(name='PoolFormer', **kwargs):
+    return golden.randomize(TINY[name](**kwargs)).eval()
+
+
+def need(suffix):
+    for package in FORMATS[suffix].packages:
+        pytest.importorskip(package)
+
+
+def write(file, model=None, **kwargs):
+    return mmpatch.export(model or make(), file, **{'input_size': SIZE, **kwargs})
+
+
+@pytest.mark.process
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_files_run_without_mmpatch_at_other_sizes(suffix, tmp_path, torch_seed):
+    need(suffix)
+    names = []
+    for name in NETWORKS:
+        model = make(name)
+        for kind in ('free', 'fixed'):
+            dynamic = FREE if kind == 'free' else ()
+            if name == 'ViTDet':
+                dynamic = dynamic[:1]
+            if suffix == '.onnx' and OLD_TORCH:
+                dynamic = ()
+            file = tmp_path / f'{name}-{kind}{suffix}'
+            assert write(file, model, dynamic=dynamic)['error'] < 1e-4
+            free = [name in dynamic for name in ('batch', 'channels', 'height', 'width')]
+            rows = [zip(free, size, SIZE, strict=True) for size in SIZES]
+            xs = [torch.randn([n if f else fixed for f, n, fixed in row]) for row in rows]
+            with torch.no_grad():
+                pairs = [(x, model(x)) for x in xs]
+            names.append(str(file.with_suffix('')))
+            torch.save(pairs, names[-1] + '.pairs')
+    command = [sys.executable, '-c', CHILD, suffix, *names]
+    result = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert not result.returncode, result.stderr[-2000:]
+    assert len(result.stdout.splitlines()) == 3 * len(names)
+
+
+def test_what_a_file_says_of_itself(tmp_path):
+    model = make(out_indices=(1, 3))
+    said = write(tmp_path / 'a.pt2', model, dynamic=['batch'])
+    assert (said['kind'], said['outputs']) == ('backbone', ['map0', 'map1'])
+    assert (said['out_channels'], said['out_strides']) == ([16, 32], [8, 32])
+    assert (said['dynamic'], said['input_size'], said['precision']) == (['batch'], [*SIZE], 'f32')
+    kept, _ = read_file(tmp_path / 'a.pt2')
+    assert kept == {key: value for key, value in said.items() if key != 'error'}
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pt2']
+
+
+def test_openvino_gets_one_operator_for_each_norm(tmp_path):
+    need('.xml')
+    write(tmp_path / 'a.xml', make('PoolFormer', out_norm=False), dynamic=())
+    graph = (tmp_path / 'a.xml').read_text()
+    blocks = 5
+    assert graph.count('type="MVN"') == 2 * blocks
+    assert 'GroupNormalization' not in graph and 'type="Transpose"' not in graph
+    assert graph.count('type="AvgPool"') == blocks
+    write(tmp_path / 'b.xml', make('PoolFormer', out_norm=False), dynamic=(), fold=False)
+    assert 'GroupNormalization' in (tmp_path / 'b.xml').read_text()
+
+
+@pytest.mark.parametrize('antialias', [True, False])
+@pytest.mark.parametrize('interpolation', ['bicubic', 'linear'])
+def test_positions_by_products_equal_interpolation(interpolation, antialias, torch_seed):
+    kwargs = {'interpolation': interpolation, 'antialias': antialias}
+    layer = PositionEmbed(8, (14, 9), **kwargs)
+    positions = torch.randn(1, 8, 14, 9)
+    for size in ((14, 20), (1, 40), (7, 3), (33, 50), (14, 9), (97, 1)):
+        expected = PositionEmbed.resample(layer, positions, torch.Size(size))
+        ours = FORMS[PositionEmbed].resample(use_engine_forms(layer), positions, size)
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('fold', [True, False])
+@pytest.mark.parametrize('name', TINY)
+def test_engine_forms_equal_the_layers(name, fold, torch_seed):
+    model = make(name)
+    changed = use_engine_forms(deploy(model), fast=fold)
+    x = torch.randn(2, 3, 70, 96)
+    with torch.no_grad():
+        for a, b in zip(changed(x), model(x), strict=True):
+            assert relative_error(a, b) < 1e-5
+
+
+def test_stages_of_one_output_are_joined():
+    deployed = deploy(make('ViT', out_indices=(1, 3)))
+    assert [len(stage.blocks) for stage in deployed.stages] == [4, 4]
+    assert deployed.out_indices == (0, 1) and list(deployed.out_norms) == ['0', '1']
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(deployed(x), make('ViT', out_indices=(1, 3))(x), strict=True):
+            assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'precision'), [('.pt2', 'bf16'), ('.xml', 'bf16'), ('.xml', 'int8')]
+)
+def test_lower_precisions(suffix, precision, tmp_path, torch_seed):
+    need(suffix)
+    calibration = None
+    if precision == 'int8':
+        pytest.importorskip('nncf')
+        calibration = [torch.randn(1, 3, 64, 96) for _ in range(2)]
+    file = tmp_path / f'a{suffix}'
+    said = write(file, precision=precision, calibration=calibration)
+    assert said['precision'] == precision
+    assert said['error'] > 1e-4 or precision == 'bf16'  # a CPU without bfloat16 runs float32
+    assert ('FakeQuantize' in file.read_bytes().decode(errors='ignore')) == (precision == 'int8')
+
+
+REFUSALS = {
+    'suffix': ({'file': 'a.pth'}, 'a.pth has none of the suffixes .onnx, .xml, .pt2'),
+    'folder': ({'file': 'nowhere/a.pt2'}, 'there is no folder'),
+    'mode': ({'train': True}, 'PoolFormer is in training mode; call eval'),
+    'name': ({'dynamic': ('depth',)}, "choose from .'batch', 'height', 'width'."),
+    'size': ({'input_size': (64, 96)}, 'is not .B, C, H, W.'),
+    'channels': ({'input_size': (2, 4, 64, 96)}, r'takes \(B, 3, H, W\), got'),
+    'small': ({'input_size': (2, 3, 2, 2)}, 'smaller than the stride'),
+    'precision': ({'precision': 'int8'}, "precision='int8': .pt2 files have f32, bf16"),
+    'calibration': ({'calibration': []}, 'int8 needs calibration images'),
+    'pixels': ({'normalize': True}, 'normalize=True needs a preprocessor'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSALS)
+def test_bad_arguments_are_named(case, tmp_path):
+    arguments, message = REFUSALS[case]
+    arguments = dict(arguments)
+    file = tmp_path / arguments.pop('file', 'a.pt2')
+    model = make().train(arguments.pop('train', False))
+    with pytest.raises(ExportError, match=message) as caught:
+        write(file, model, **arguments)
+    assert '\n' not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_windows_have_fixed_sizes(tmp_path):
+    with pytest.raises(ExportError, match='height and width cannot be free'):
+        write(tmp_path / 'a.pt2', make('ViTDet'))
+
+
+class Frozen(nn.Module):
+    """A network whose trace keeps the size of its example."""
+
+    def forward(self, x):
+        return (nn.functional.interpolate(x, size=(int(x.shape[2]), 8)),)
+
+
+def test_a_network_that_freezes_its_sizes_is_refused(tmp_path):
+    with pytest.raises(ExportError, match='dynamic'):
+        write(tmp_path / 'a.pt2', Frozen().eval())
+    assert write(tmp_path / 'a.pt2', Frozen().eval(), dynamic=())['error'] == 0
+
+
+def test_a_file_that_differs_from_torch_is_not_kept(tmp_path, monkeypatch):
+    file = tmp_path / 'a.pt2'
+    write(file)
+    before = file.read_bytes()
+    read = FORMATS['.pt2'].read
+
+    def read_wrongly(path):
+        said, run = read(path)
+        return said, lambda x: [y + 1e-3 * y.abs().max() for y in run(x)]
+
+    monkeypatch.setattr(FORMATS['.pt2'], 'read', staticmethod(read_wrongly))
+    with pytest.raises(ExportError, match='a.pt2 differs from torch by 1.0e-03'):
+        write(file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_a_full_disk_leaves_the_older_file(suffix, tmp_path, monkeypatch):
+    need(suffix)
+    file = tmp_path / f'a{suffix}'
+    file.write_text('older')
+
+    def fill(part, *_):
+        part.write_text('half')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(FORMATS[suffix], 'write', staticmethod(fill))
+    with pytest.raises(ExportError, match='cannot be written.*No space left'):
+        write(file, dynamic=())
+    assert file.read_text() == 'older' and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_missing_engine_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(ExportError, match=r'pip install "mmpatch\[openvino\]"'):
+        write(tmp_path / 'a.xml')
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A network and its file."""
+    folder = tmp_path_factory.mktemp('exported')
+    model = make(out_indices=(1, 2, 3))
+    mmpatch.export(model, folder / 'a.pt2', input_size=SIZE, dynamic=['batch'])
+    return model, folder / 'a.pt2'
+
+
+def test_an_exported_backbone_is_a_backbone(files):
+    model, file = files
+    backbone = MODELS.build({'type': 'mmpatch.ExportedBackbone', 'file': str(file)}).eval()
+    assert isinstance(backbone, ExportedBackbone)
+    assert backbone.out_channels == model.out_channels
+    assert backbone.out_strides == model.out_strides
+    backbone.init_weights()
+    x = torch.randn(3, 3, *SIZE[2:])
+    outs = backbone(x)
+    with torch.no_grad():
+        for a, b in zip(outs, model(x), strict=True):
+            assert relative_error(a, b) < 1e-5
+    kept = [y.clone() for y in outs]
+    backbone(torch.zeros_like(x))  # engines may reuse memory
+    assert all(torch.equal(a, b) for a, b in zip(outs, kept, strict=True))
+
+
+def test_an_exported_backbone_says_what_it_cannot_do(files, tmp_path):
+    model, file = files
+    backbone = ExportedBackbone(str(file))
+    with pytest.raises(ExportError, match='inference only'):
+        backbone.train()(torch.zeros(SIZE))
+    with pytest.raises(ExportError, match=r'1x3x32x32.*exported at 2x3x64x96, with batch dynamic'):
+        backbone.eval()(torch.zeros(1, 3, 32, 32))
+    detector = nn.Module()
+    detector.backbone = backbone
+    state = {f'backbone.{key}': value for key, value in model.state_dict().items()}
+    detector.load_state_dict(state)
+    state['backbone.stages.0.blocks.0.mlp.fc1.bias'] = torch.ones(32)
+    with pytest.raises(ExportError, match='the checkpoint has other weights than'):
+        detector.load_state_dict(state)
+    with pytest.raises(ExportError, match='takes no init_cfg'):
+        ExportedBackbone(str(file), init_cfg={'type': 'Pretrained'})
+    with pytest.raises(ExportError, match='there is no file'):
+        ExportedBackbone(str(tmp_path / 'b.pt2'))
+    (tmp_path / 'b.pt2').write_text('nothing')
+    with pytest.raises(ExportError, match='cannot be read'):
+        ExportedBackbone(str(tmp_path / 'b.pt2'))
+    program = torch.export.export(nn.ReLU(), (torch.zeros(2),))
+    torch.export.save(program, tmp_path / 'c.pt2')
+    with pytest.raises(ExportError, match='was not written by mmpatch.export'):
+        ExportedBackbone(str(tmp_path / 'c.pt2'))
+    said = json.dumps({**backbone.metadata, 'kind': 'detector'})
+    torch.export.save(program, tmp_path / 'd.pt2', extra_files={'mmpatch.json': said})
+    with pytest.raises(ExportError, match='is a whole detector; export its backbone'):
+        ExportedBackbone(str(tmp_path / 'd.pt2'))
+
+
+def test_large_networks_have_the_same_names():
+    """What is exported of an arch has the outputs of the arch."""
+    for model in (PoolFormer('s12', out_indices=(2, 3)), VisionTransformer('tiny')):
+        deployed = deploy(model.eval())
+        assert deployed.out_channels == model.out_channels
+        assert deployed.out_strides == model.out_strides
