@@ -111,9 +111,7 @@ class Graph(nn.Module):
 
     def _pad(self, x: Tensor) -> Tensor:
         """Normalised image with rows below and columns on the right, up to the divisor."""
-        # OpenVINO knows no remainder of sizes.
-        full = [(n + self.divisor - 1) // self.divisor * self.divisor for n in x.shape[2:]]
-        pads = 0, full[1] - x.shape[3], 0, full[0] - x.shape[2]
+        pads = 0, -x.shape[3] % self.divisor, 0, -x.shape[2] % self.divisor
         return x if self.divisor == 1 else F.pad(x, pads, value=self.pad_value)
 
     def _measure_maps(self, model: nn.Module) -> None:
@@ -156,10 +154,13 @@ class SegmentorGraph(Graph):
             resize.__defaults__ = defaults
         corners = self.head.align_corners
         logits = F.interpolate(logits, padded.shape[2:], mode='bilinear', align_corners=corners)
-        logits = logits[:, :, : x.shape[2], : x.shape[3]]
         if logits.shape[1] == 1:
-            return ((logits[:, 0].sigmoid() > self.head.threshold).long(),)
-        return (logits.argmax(1),)
+            classes = (logits[:, 0].sigmoid() > self.head.threshold).long()
+        else:
+            classes = logits.argmax(1)
+        for dim in (1, 2) if self.divisor > 1 else ():  # a slice would be asked if it is the whole
+            classes = classes.index_select(dim, torch.arange(x.shape[dim + 1], device=x.device))
+        return (classes,)
 
 
 class DetectorGraph(Graph):
@@ -206,7 +207,8 @@ class DetectorGraph(Graph):
         kept = self._suppress(boxes, scores, labels, valid)
         scores, rows = torch.where(kept, scores, -1).topk(self.max_per_img, 1)
         found = scores > 0
-        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4)) * found[..., None]
+        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+        boxes = torch.where(found[..., None], boxes, 0)
         return boxes, scores.clamp(min=0), torch.where(found, labels.gather(1, rows), -1)
 
     def _pick(self, level: int, logits: Tensor, deltas: Tensor) -> tuple[Tensor, ...]:
@@ -264,12 +266,12 @@ class DetectorGraph(Graph):
         images = torch.arange(labels.shape[0], device=labels.device)[:, None]
         tiles = torch.stack([labels % side, labels // side + images * side] * 2, 2)
         boxes = boxes + tiles * (boxes.max() - boxes.min() + 1)
-        # One empty box more: no engine sees an empty list.
-        boxes = F.pad(boxes.flatten(0, 1), (0, 0, 0, 1))
-        rows = F.pad(valid.flatten(), (0, 1), value=True).nonzero()[:, 0]
-        kept = rows[nms(boxes[rows], F.pad(scores.flatten(), (0, 1), value=1.0)[rows], self.iou)]
+        # Two empty boxes more: an exported program takes no list of less than two.
+        boxes = F.pad(boxes.flatten(0, 1), (0, 0, 0, 2))
+        rows = F.pad(valid.flatten(), (0, 2), value=True).nonzero()[:, 0]
+        kept = rows[nms(boxes[rows], F.pad(scores.flatten(), (0, 2), value=1.0)[rows], self.iou)]
         mask = torch.zeros_like(boxes[:, 0]).index_fill(0, kept, 1.0)
-        return mask[:-1].view_as(scores) > 0
+        return mask[:-2].view_as(scores) > 0
 
 
 def measure_difference(

@@ -53,8 +53,8 @@ def cut_for_pooling(
     axes = zip(*map(_pair, (kernel_size, stride, padding, dilation)), strict=True)
     for dim, (k, s, p, d) in zip((2, 3), axes, strict=True):
         window, length = d * (k - 1) + 1, x.shape[dim] + 2 * p
-        if return_indices or (ceil_mode and window < p + s):
-            raise ValueError(f'max_pool2d({k=}, {s=}, {ceil_mode=}, {return_indices=}): no export')
+        if ceil_mode and window < p + s:
+            raise ValueError(f'max_pool2d of kernel {k}, stride {s} with ceil_mode: no export')
         used = (length - window + (s - 1 if ceil_mode else 0)) // s * s + window
         exact = ceil_mode or p >= s - 1  # then padding alone gives this length
         pads = p, used - length + p if exact else p
@@ -79,7 +79,7 @@ def copy_for_export(network: nn.Module) -> nn.Module:
 
 
 def make_openvino_extensions() -> list[Any]:
-    """What ``openvino.convert_model(program, extension=...)`` needs for a detector's graph."""
+    """What ``openvino.convert_model(program, extension=...)`` lacks: NMS, remainders of sizes."""
     from openvino import opset13 as ops
     from openvino.frontend.pytorch import ConversionExtension
 
@@ -91,4 +91,8 @@ def make_openvino_extensions() -> list[Any]:
         rows = ops.non_max_suppression(ops.unsqueeze(boxes, zero), scores, *settings)
         return ops.gather(ops.convert(rows.output(0), 'i64'), two, one).outputs()
 
-    return [ConversionExtension('torchvision.nms.default', convert_nms)]
+    def convert_remainder(context: Any) -> list[Any]:
+        return ops.floor_mod(*(ops.convert(context.get_input(i), 'i64') for i in (0, 1))).outputs()
+
+    rules = {'torchvision.nms.default': convert_nms, '<built-in function mod>': convert_remainder}
+    return [ConversionExtension(name, rule) for name, rule in rules.items()]
