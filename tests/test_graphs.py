@@ -53,16 +53,16 @@ def make_detector(test_cfg=None, **head):
         ConfigDict(
             type='mmdet.RetinaNet',
             data_preprocessor={'type': 'DetDataPreprocessor', 'pad_size_divisor': 32, **PIXELS},
-            backbone={**BACKBONE, 'norm_cfg': 'BN'},
-            neck={'type': 'FPN', 'in_channels': [8, 12], 'out_channels': 8, 'num_outs': 2},
+            backbone={**BACKBONE, 'out_indices': (0,), 'norm_cfg': 'BN'},
+            neck={'type': 'FPN', 'in_channels': [8], 'out_channels': 8, 'num_outs': 2},
             bbox_head={**settings, **head},
             test_cfg={**test, **(test_cfg or {})},
         )
     )
     golden.randomize(model)
     if hasattr(model.bbox_head, 'retina_cls'):  # an image of the mean colour shows nothing
-        model.bbox_head.retina_cls.weight.data.mul_(8)
-        model.bbox_head.retina_cls.bias.data.fill_(-6.5)
+        model.bbox_head.retina_cls.weight.data.mul_(4)
+        model.bbox_head.retina_cls.bias.data.fill_(-6.4)
     model.dataset_meta = {'classes': tuple('abcde')}
     return model
 
@@ -112,20 +112,20 @@ def segment(model, pixels):
     return (logits.argmax(1)[:, : pixels.shape[2], : pixels.shape[3]],)
 
 
-def export(graph, x, folder):
+def export(graph, x, folder, engines=('openvino', 'onnxruntime')):
     """Functions of a graph in each engine that is there, made with the example x.
 
     OpenVINO comes before ONNX, whose exporter leaves unbound symbols in a detector's program.
     """
     program = torch.export.export(graph, (x,), dynamic_shapes=SHAPES)
     yield program.module()
-    if find_spec('openvino'):
+    if 'openvino' in engines and find_spec('openvino'):
         import openvino
 
         model = openvino.convert_model(program, extension=make_openvino_extensions())
         compiled = openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
         yield lambda y: [torch.tensor(out) for out in compiled(y.numpy()).values()]
-    if find_spec('onnxruntime'):
+    if 'onnxruntime' in engines and find_spec('onnxruntime'):
         import onnxruntime
 
         torch.onnx.export(program, (), folder / 'graph.onnx', dynamo=True, verbose=False)
@@ -142,7 +142,7 @@ def test_exported_detectors_equal_the_host_at_other_sizes(tmp_path, torch_seed):
     images = [255 * torch.rand(shape) for shape in ((1, 3, 90, 133), (3, 3, 128, 65))]
     pairs = [(pixels, detect(model, pixels)) for pixels in images]
     assert all(
-        (scores > 0.1).sum() > 5 and len(labels.unique()) > 2 for _, (_, scores, labels) in pairs
+        (scores > 0.1).sum() > 5 and len(labels.unique()) > 1 for _, (_, scores, labels) in pairs
     )
     nothing = torch.tensor([100.0, 110.0, 120.0]).view(3, 1, 1).expand(2, 3, 70, 80)  # BGR means
     assert not detect(model, nothing)[1].any()
@@ -185,19 +185,18 @@ def test_settings_of_detectors_are_honoured(test_cfg, torch_seed):
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize('name', ['uper', 'fpn'])
+@pytest.mark.parametrize('name, engine', [('UPerHead', 'onnxruntime'), ('FPNHead', 'openvino')])
 @torch.no_grad()
-def test_exported_segmentors_equal_the_host_at_other_sizes(name, tmp_path, torch_seed):
-    if name == 'uper':  # with poolings to grids, and a max-pooling
-        resnet = {'type': 'ResNetV1c', 'depth': 18, 'stem_channels': 4, 'base_channels': 4}
-        head = {'type': 'UPerHead', 'in_channels': (4, 32), 'in_index': (0, 3)}
+def test_exported_segmentors_equal_the_host_at_other_sizes(name, engine, tmp_path, torch_seed):
+    head = {'type': name, 'in_channels': (8, 12), 'in_index': (0, 1)}
+    if name == 'UPerHead':  # with poolings to grids, which ONNX has not
         head |= {'align_corners': True, 'pool_scales': (1, 3)}
-        model = make_segmentor(head, resnet, test_cfg={'size_divisor': 32})
-    else:
-        head = {'type': 'FPNHead', 'in_channels': (8, 12), 'in_index': (0, 1)}
+        model = make_segmentor(head, test_cfg={'size_divisor': 32})
+    else:  # with Upsample of mmseg, and conversions of sizes that OpenVINO has not
         model = make_segmentor({**head, 'feature_strides': (8, 16)})
+    graph = make_graph(model, normalize=True)
     images = [255 * torch.rand(shape) for shape in ((1, 3, 74, 101), (3, 3, 67, 96))]
-    for run in export(make_graph(model, normalize=True), 255 * torch.rand(2, 3, 71, 93), tmp_path):
+    for run in export(graph, 255 * torch.rand(2, 3, 71, 93), tmp_path, [engine]):
         for pixels in images:
             (ours,), theirs = run(pixels), segment(model, pixels)
             assert ours.shape == (pixels.shape[0], *pixels.shape[2:]) and ours.dtype == torch.int64
@@ -231,7 +230,7 @@ def test_exported_pyramids(tmp_path, torch_seed):
     assert about['out_strides'] == [8, 16, 32, 64] and about['out_channels'] == [8] * 4
     assert graph.output_names == tuple(f'map{i}' for i in range(4))
     other = torch.randn(1, 3, 150, 210)
-    for run in export(graph, torch.randn(2, 3, 135, 142), tmp_path):
+    for run in export(graph, torch.randn(2, 3, 135, 142), tmp_path, engines=()):
         assert measure_difference('pyramid', run(other), neck(backbone(other))) < 1e-4
 
 
@@ -275,6 +274,12 @@ def test_the_model_itself_stays_as_it_was(torch_seed):
 def test_what_cannot_be_exported_is_named():
     from mmdet.registry import MODELS
 
+    def make_own_head():
+        model = make_detector()
+        kind = type(model.bbox_head)
+        model.bbox_head.__class__ = type('OwnHead', (kind,), {'_bbox_post_process': None})
+        return model
+
     advice = '; export its backbone, or nn.Sequential(backbone, neck)'
     fcn = {'type': 'FCNHead', 'in_channels': 12, 'in_index': 1}
     for make, reason in (
@@ -288,7 +293,7 @@ def test_what_cannot_be_exported_is_named():
             lambda: make_detector(type='ATSSHead', feat_channels=32),
             'ATSSHead multiplies scores by centerness',
         ),
-        (lambda: make_detector(type='RPNHead'), 'RPNHead does not predict as BaseDenseHead'),
+        (make_own_head, 'OwnHead does not predict as BaseDenseHead'),
     ):
         with pytest.raises(ValueError, match=re.escape(reason)) as error:
             make_graph(make())

@@ -19,7 +19,6 @@ from mmpatch.deployment.fold import deploy
 from mmpatch.deployment.folded import TokenAttention
 from mmpatch.deployment.forms import use_engine_forms
 from mmpatch.deployment.graphs import make_graph, measure_difference
-from mmpatch.deployment.symbolic import SymbolicSizes
 from mmpatch.mixers import Windowed
 
 #: Dimensions of an image batch that may be free in a file.
@@ -84,6 +83,11 @@ def export(
     except ValueError as error:
         raise ExportError(str(error)) from error
     _check_windows(original, dynamic)
+    if reference.kind == 'detector' and precision != 'f32':
+        raise ExportError(
+            f'boxes need float32: export the backbone with neck in {precision}, and run the head in '
+            'torch (ExportedBackbone)'
+        )
     traced = _BFloat16(graph) if found.suffix == '.pt2' and precision == 'bf16' else graph
     described = reference.describe()
     metadata = {
@@ -218,7 +222,7 @@ def _make_batches(size: tuple[int, ...], dynamic: Sequence[str], pixels: bool) -
 def _trace(graph: nn.Module, example: Tensor, dynamic: Sequence[str]) -> Any:
     free = {DIMS[name]: torch.export.Dim.DYNAMIC for name in dynamic}
     try:
-        with torch.no_grad(), SymbolicSizes():
+        with torch.no_grad():
             return torch.export.export(
                 graph.eval(), (example,), dynamic_shapes=(free or None,), strict=False
             )

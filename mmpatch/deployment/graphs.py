@@ -111,9 +111,7 @@ class Graph(nn.Module):
 
     def _pad(self, x: Tensor) -> Tensor:
         """Normalised image with rows below and columns on the right, up to the divisor."""
-        # OpenVINO knows no remainder of sizes.
-        full = [(n + self.divisor - 1) // self.divisor * self.divisor for n in x.shape[2:]]
-        pads = 0, full[1] - x.shape[3], 0, full[0] - x.shape[2]
+        pads = 0, -x.shape[3] % self.divisor, 0, -x.shape[2] % self.divisor
         return x if self.divisor == 1 else F.pad(x, pads, value=self.pad_value)
 
     def _measure_maps(self, model: nn.Module) -> None:

@@ -79,7 +79,7 @@ def copy_for_export(network: nn.Module) -> nn.Module:
 
 
 def make_openvino_extensions() -> list[Any]:
-    """What ``openvino.convert_model(program, extension=...)`` needs for a detector's graph."""
+    """What ``openvino.convert_model(program, extension=...)`` lacks: NMS, remainders of sizes."""
     from openvino import opset13 as ops
     from openvino.frontend.pytorch import ConversionExtension
 
@@ -91,4 +91,8 @@ def make_openvino_extensions() -> list[Any]:
         rows = ops.non_max_suppression(ops.unsqueeze(boxes, zero), scores, *settings)
         return ops.gather(ops.convert(rows.output(0), 'i64'), two, one).outputs()
 
-    return [ConversionExtension('torchvision.nms.default', convert_nms)]
+    def convert_remainder(context: Any) -> list[Any]:
+        return ops.floor_mod(*(ops.convert(context.get_input(i), 'i64') for i in (0, 1))).outputs()
+
+    rules = {'torchvision.nms.default': convert_nms, '<built-in function mod>': convert_remainder}
+    return [ConversionExtension(name, rule) for name, rule in rules.items()]
