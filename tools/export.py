@@ -124,6 +124,9 @@ def main() -> None:
     parser.add_argument(
         '--normalize', action='store_true', help='the file takes pixels from 0 to 255'
     )
+    parser.add_argument(
+        '--compile', action='store_true', help='pt2: compile with AOTInductor; needs a C++ compiler'
+    )
     args = parser.parse_args()
     cfg = read_config(args, *(['train', 'test'] if args.precision == 'int8' else []))
     file = args.out or Path(cfg.work_dir) / f'{Path(args.config).stem}_{args.part}'
@@ -146,6 +149,7 @@ def main() -> None:
             precision=args.precision,
             normalize=args.normalize,
             preprocessor=model.data_preprocessor,
+            compile=args.compile,
             **settings,
         )
     except (ExportError, OSError, RuntimeError) as error:

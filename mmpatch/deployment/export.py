@@ -14,7 +14,14 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmpatch.backbones import MetaFormer
-from mmpatch.deployment.files import ExportError, find_format, first_line, read_file
+from mmpatch.deployment.files import (
+    CompiledFile,
+    ExportError,
+    ProgramFile,
+    find_format,
+    first_line,
+    read_file,
+)
 from mmpatch.deployment.fold import deploy
 from mmpatch.deployment.folded import TokenAttention
 from mmpatch.deployment.forms import use_engine_forms
@@ -38,12 +45,13 @@ def export(
     calibration: Iterable[Tensor] | None = None,
     normalize: bool = False,
     preprocessor: nn.Module | None = None,
+    compile: bool = False,
 ) -> dict[str, Any]:
     """Write a network to a file for an engine, if the engine computes what torch computes.
 
     The file is run at three sizes, or on three batches where all sizes are fixed, and kept only if
-    its outputs differ from torch's by at most 1e-4 of the largest value (0.1 in bfloat16, 0.5 in
-    int8). An older file of this name stays until then.
+    its outputs differ from torch's by at most 1e-4 of the largest value (0.1 in bfloat16; 0.5 in
+    int8, on images of the calibration). An older file of this name stays until then.
 
     Args:
         model: In evaluation mode: a backbone; ``nn.Sequential(backbone, neck)``; a whole segmentor
@@ -60,6 +68,8 @@ def export(
         calibration: For int8, images (B, C, H, W) as the file takes them.
         normalize: Whether the file takes pixels from 0 to 255 and normalises them itself.
         preprocessor: Whose mean and std; by default the data preprocessor of the model.
+        compile: For .pt2, whether AOTInductor compiles the program, for CPUs like this one. It
+            needs a C++ compiler and some minutes.
 
     Returns:
         What the file says of itself: ``kind``, ``outputs``, ``out_channels``, ``out_strides``,
@@ -72,6 +82,9 @@ def export(
     """
     path, size = Path(file), tuple(input_size)
     found = _check_arguments(model, path, size, dynamic, precision, calibration)
+    if compile and found is not ProgramFile:
+        raise ExportError(f'compile=True is for .pt2 files, not {path.name}')
+    found = CompiledFile if compile else found
     images = None if calibration is None else [x.detach().float().cpu() for x in calibration]
     original = copy.deepcopy(model).cpu()
     try:
@@ -85,8 +98,8 @@ def export(
     _check_windows(original, dynamic)
     if reference.kind == 'detector' and precision != 'f32':
         raise ExportError(
-            f'boxes need float32: export the backbone with neck in {precision}, and run the head in '
-            'torch (ExportedBackbone)'
+            f'boxes need float32: export the backbone with neck in {precision}, and let '
+            'ExportedBackbone run it under the head'
         )
     traced = _BFloat16(graph) if found.suffix == '.pt2' and precision == 'bf16' else graph
     described = reference.describe()
@@ -101,7 +114,8 @@ def export(
         'weights': digest(_get_backbone(model).state_dict().values()),
         **described,
     }
-    batches = _make_batches(size, dynamic, normalize)
+    # A quantised network is made for images like those of the calibration.
+    batches = images[:3] if images else _make_batches(size, dynamic, normalize)
     program = _trace(traced, _get_example(size, dynamic), dynamic)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:

@@ -6,6 +6,7 @@ A format is one class. Its file carries what mmpatch knows of the network, as JS
 
 import importlib
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -123,9 +124,33 @@ class ProgramFile:
     @staticmethod
     def read(file: Path) -> tuple[str | None, Run]:
         """Metadata, and the program as a module."""
+        if any('data/aotinductor/' in name for name in zipfile.ZipFile(file).namelist()):
+            return CompiledFile.read(file)
         extra = {f'{KEY}.json': ''}
         module = torch.export.load(file, extra_files=extra).module()
         return extra[f'{KEY}.json'] or None, torch.no_grad()(module)
+
+
+class CompiledFile(ProgramFile):
+    """A program that AOTInductor compiled, run by torch."""
+
+    @staticmethod
+    def write(file: Path, program: Any, metadata: dict[str, Any], calibration: Any = None) -> None:
+        """Compile a program of torch.export."""
+        from torch._inductor import aoti_compile_and_package
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()  # raises if there is none
+        settings = {'aot_inductor.metadata': {KEY: json.dumps(metadata)}}
+        aoti_compile_and_package(program, package_path=str(file), inductor_configs=settings)
+
+    @staticmethod
+    def read(file: Path) -> tuple[str | None, Run]:
+        """Metadata, and the compiled program."""
+        from torch._inductor import aoti_load_package
+
+        package: Any = aoti_load_package(str(file))
+        return package.loader.get_metadata().get(KEY), torch.no_grad()(package)
 
 
 FORMATS: dict[str, Any] = {cls.suffix: cls for cls in (OnnxFile, OpenVinoFile, ProgramFile)}
