@@ -140,7 +140,10 @@ class CompiledFile(ProgramFile):
         from torch._inductor import aoti_compile_and_package
         from torch._inductor.cpp_builder import get_cpp_compiler
 
-        get_cpp_compiler()  # raises if there is none
+        try:
+            get_cpp_compiler()
+        except Exception as error:
+            raise ExportError('compile=True needs a C++ compiler (g++, or CXX=...)') from error
         settings = {'aot_inductor.metadata': {KEY: json.dumps(metadata)}}
         aoti_compile_and_package(program, package_path=str(file), inductor_configs=settings)
 
