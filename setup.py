@@ -36,7 +36,7 @@ setup(
         'seg': ['mmsegmentation>=1.2.1,<1.3', 'mmcv-lite>=2.0.1,<2.2', 'ftfy', 'regex'],
         # of mmpatch.export: .onnx files, and OpenVINO's .xml files, NNCF for int8
         'onnx': ['onnx>=1.16', 'onnxscript>=0.1', 'onnxruntime>=1.18'],
-        'openvino': ['openvino>=2026.0', 'nncf>=3.0'],
+        'openvino': ['openvino>=2026.4', 'nncf>=3.0'],
         'dev': [
             'build',
             'mypy',

@@ -43,7 +43,7 @@ class ExportedBackbone(BaseModule):
                 f'{file} is a whole {self.metadata["kind"]}; export its backbone, or its backbone '
                 'with neck (--part backbone, --part pyramid)'
             )
-        if 'range' in self.metadata['input']:
+        if 'range' in (self.metadata['input'] or {}):
             raise ExportError(
                 f'{file} normalises pixels, which the data preprocessor does already; export it '
                 'without normalize'

@@ -39,7 +39,8 @@ class PooledResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # squares may overflow in half
+        half = x.dtype in (torch.float16, torch.bfloat16)  # squares may overflow
+        exact = x.float() if half else x
         centred = exact - exact.mean((1, 2, 3), keepdim=True)
         lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
         variance = lengths.square().mean((2, 3), keepdim=True) / x.shape[1]

@@ -76,7 +76,10 @@ class Graph(nn.Module):
         self.swaps = any(getattr(preprocessor, name, False) for name in names)
         for name in ('mean', 'std'):
             value = getattr(preprocessor, name, None)  # (3, 1, 1)
-            self.register_buffer(name, None if value is None else value.detach().clone().float())
+            if value is None:
+                setattr(self, name, None)  # torch 2.6 exports no buffer of None
+            else:
+                self.register_buffer(name, value.detach().clone().float())
         padding: Any = getattr(preprocessor, 'test_cfg', None) or {}
         self.divisor = getattr(preprocessor, 'pad_size_divisor', padding.get('size_divisor')) or 1
         self.pad_value = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
