@@ -74,9 +74,8 @@ def serve(
         if not keep_freed_memory():
             sys.exit('error: this C library cannot be asked to keep freed memory')
     if use == 'inference':
-        only = CASES[name].glibc
-        if heap == 'glibc' and only is not None:
-            forms = [form for form in forms if form in only]
+        if heap == 'glibc':
+            forms = [form for form in forms if form in CASES[name].glibc]
         made, figures = inference(name, args.device, forms, folder)
     else:
         made, figures = training(name, args.device, args.compile)

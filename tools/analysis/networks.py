@@ -25,7 +25,17 @@ from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, Visi
 Forms = dict[str, Callable[[], Any]]
 #: Relative error of float32 forms that is taken for rounding.
 TOLERANCE = 1e-3
+#: Forms of inference in the order of the tables. The last word is the precision, if not float32.
+FORMS = (
+    *('timm', 'timm channels_last', 'timm compiled', 'timm onnxruntime', 'timm openvino f32'),
+    *('mmpatch', 'mmpatch compiled', 'mmpatch deployed', 'mmpatch plain openvino f32'),
+    *('mmpatch exported onnxruntime', 'mmpatch exported openvino f32'),
+    *('timm channels_last bf16', 'timm openvino bf16', 'mmpatch deployed bf16'),
+    *('mmpatch plain openvino bf16', 'mmpatch exported openvino bf16'),
+    'mmpatch exported openvino int8',
+)
 EAGER = ('timm', 'timm channels_last', 'mmpatch', 'mmpatch deployed')
+SUFFIXES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
 
 
 class Case(NamedTuple):
@@ -40,91 +50,62 @@ class Case(NamedTuple):
     size: tuple[int, ...]
     peer_args: dict[str, Any] = {}  # noqa: RUF012, never changed
     uses: tuple[str, ...] = ('inference',)
+    glibc: tuple[str, ...] = FORMS
     without: tuple[str, ...] = ()
-    glibc: tuple[str, ...] | None = None
 
 
+make_poolformer = partial(PoolFormer, out_norm=False)
+make_convmixer = partial(ConvMixer, '768/32', out_norm=False)
+make_container = partial(Container, 'light', out_norm=False)
+# Made for the sizes that they run at, so that no positions are resampled.
+make_vit = partial(VisionTransformer, 'base', pretrain_img_size=384)
+make_windowed = partial(
+    VisionTransformer,
+    'base',
+    with_cls_token=False,
+    window_size=14,
+    rel_pos=True,
+    pretrain_img_size=1024,
+    norm_cfg={'type': 'LN2d', 'eps': 1e-5},
+    out_norm={'type': 'LN2d', 'eps': 1e-6},  # of timm's without SAM's neck
+)
+SQUARE = (2, 3, 512, 512)
 CASES = {
-    'poolformer-s12': Case(
-        partial(PoolFormer, 's12', out_norm=False), 'poolformer_s12', (2, 3, 512, 512), uses=USES
+    'poolformer-s12': Case(partial(make_poolformer, 's12'), 'poolformer_s12', SQUARE, uses=USES),
+    'poolformer-m36': Case(partial(make_poolformer, 'm36'), 'poolformer_m36', SQUARE, glibc=EAGER),
+    'convmixer-768-32': Case(make_convmixer, 'convmixer_768_32', (2, 3, 224, 224)),
+    'container-light': Case(make_container, None, SQUARE, uses=USES),
+    'vit-base': Case(
+        make_vit, 'vit_base_patch16_224', (2, 3, 384, 384), {'img_size': 384}, glibc=EAGER
     ),
-    'poolformer-m36': Case(
-        partial(PoolFormer, 'm36', out_norm=False),
-        'poolformer_m36',
-        (2, 3, 512, 512),
-        glibc=EAGER,
-    ),
-    'convmixer-768-32': Case(
-        partial(ConvMixer, '768/32', out_norm=False), 'convmixer_768_32', (2, 3, 224, 224)
-    ),
-    'container-light': Case(
-        partial(Container, 'light', out_norm=False), None, (2, 3, 512, 512), uses=USES
-    ),
-    'vit-base': Case(  # made for this size, so that no positions are resampled
-        partial(VisionTransformer, 'base', pretrain_img_size=384),
-        'vit_base_patch16_224',
-        (2, 3, 384, 384),
-        {'img_size': 384},
-        glibc=EAGER,
-    ),
-    'vit-base-windowed': Case(  # timm's without SAM's neck ends in a norm
-        partial(
-            VisionTransformer,
-            'base',
-            with_cls_token=False,
-            window_size=14,
-            rel_pos=True,
-            pretrain_img_size=1024,
-            norm_cfg={'type': 'LN2d', 'eps': 1e-5},
-            out_norm={'type': 'LN2d', 'eps': 1e-6},
-        ),
+    'vit-base-windowed': Case(
+        make_windowed,
         'samvit_base_patch16',
         (1, 3, 1024, 1024),
         {'neck_chans': None},
-        without=('channels_last', 'onnxruntime', 'mmpatch compiled', 'int8'),
         glibc=('timm',),
+        without=('channels_last', 'onnxruntime', 'mmpatch compiled', 'deployed bf16', 'int8'),
     ),
 }
-
-#: Forms of inference in the order of the tables. The last word is the precision, if not float32.
-FORMS = (
-    *('timm', 'timm channels_last', 'timm compiled', 'timm onnxruntime', 'timm openvino f32'),
-    'mmpatch plain openvino f32',
-    *('mmpatch', 'mmpatch compiled', 'mmpatch deployed'),
-    *('mmpatch exported onnxruntime', 'mmpatch exported openvino f32'),
-    *('timm channels_last bf16', 'timm openvino bf16', 'mmpatch plain openvino bf16'),
-    *('mmpatch deployed bf16', 'mmpatch exported openvino bf16', 'mmpatch exported openvino int8'),
-)
 
 
 def get_file(form: str) -> str | None:
     """Name of the file that a form runs; None for torch's forms."""
-    engine = next((e for e in ('onnxruntime', 'openvino') if e in form), None)
-    if engine is None:
-        return None
-    suffix = '.onnx' if engine == 'onnxruntime' else '.xml'
-    if form.startswith('timm'):  # one graph, whose precision the engine chooses
-        return f'timm{suffix}'
-    return '-'.join(['mmpatch', *form.split()[1:2], get_precision(form)]) + suffix
+    for engine, suffix in SUFFIXES.items():
+        if engine in form:  # of timm there is one graph, whose precision the engine chooses
+            kind = [] if form.startswith('timm') else [form.split()[1], get_precision(form)]
+            return '-'.join([form.split()[0], *kind]) + suffix
+    return None
 
 
 def list_forms(case: Case, device: str, with_compiler: bool) -> list[str]:
     """Forms of inference that a machine can run."""
-    bf16 = device == 'cuda' or bool(read_flags())
-
-    def can_run(form: str) -> bool:
-        engine = next((e for e in ('onnxruntime', 'openvino') if e in form), None)
-        return (
-            (case.peer is not None or not form.startswith('timm'))
-            and (case.peer is None or 'plain' not in form)
-            and (with_compiler or 'compiled' not in form)
-            and (engine is None or (device == 'cpu' and find_spec(engine) is not None))
-            and (bf16 or get_precision(form) != 'bf16')
-            and (find_spec('nncf') is not None or get_precision(form) != 'int8')
-            and not any(word in form for word in case.without)
-        )
-
-    return [form for form in FORMS if can_run(form)]
+    absent = {*case.without, 'mmpatch plain' if case.peer else 'timm'}
+    absent |= {e for e in SUFFIXES if device != 'cpu' or find_spec(e) is None}
+    absent |= set() if with_compiler else {'compiled'}
+    absent |= set() if device == 'cuda' or read_flags() else {'bf16'}
+    absent |= set() if find_spec('nncf') else {'int8'}
+    return [form for form in FORMS if not any(word in form for word in absent)]
 
 
 def read_flags() -> list[str]:
@@ -147,14 +128,7 @@ class Features(nn.Module):
 
 
 class Networks:
-    """Ours and timm's with the same weights, made when they are asked for, and an input.
-
-    Args:
-        case: Which.
-        device: Of the input and the networks.
-        training: Whether they are in training mode.
-        kwargs: Further arguments of ours.
-    """
+    """Ours, ``kwargs`` among its arguments, and timm's with the same weights, and an input."""
 
     def __init__(
         self, case: Case, device: str = 'cpu', training: bool = False, **kwargs: Any
@@ -173,16 +147,12 @@ class Networks:
             self.peer.to(device).train(training)
         self.model.to(device).train(training)
         self.x = torch.randn(case.size).to(device)
+        self.x_last = self.x.contiguous(memory_format=torch.channels_last)
 
     @cached_property
     def last(self) -> Any:
         """Timm's network in channels_last."""
         return copy.deepcopy(self.peer).to(memory_format=torch.channels_last)
-
-    @cached_property
-    def x_last(self) -> Tensor:
-        """The input in channels_last."""
-        return self.x.contiguous(memory_format=torch.channels_last)
 
     @cached_property
     def deployed(self) -> Any:
@@ -253,7 +223,7 @@ def load_file(file: Path, form: str) -> Callable[[Tensor], Any]:
     if form.startswith('mmpatch'):
         from mmpatch.deployment import ExportedBackbone
 
-        return ExportedBackbone(file=str(file))
+        return ExportedBackbone(file=str(file)).eval()
     threads = torch.get_num_threads()
     if file.suffix == '.onnx':
         import onnxruntime
