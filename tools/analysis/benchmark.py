@@ -39,7 +39,6 @@ from report import HEAPS, PACKAGES, USES, draw, make_tables, write_tables
 from mmpatch.engine.memory import keep_freed_memory
 
 Turns = dict[str, dict[str, list[tuple[float, int]]]]
-SCRIPT = 'benchmark.py'
 
 
 def run_once(form: Callable[[], Any], device: str) -> tuple[float, int]:
@@ -193,11 +192,11 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(result, indent=1) + '\n')
     tables = make_tables(result)
-    print(tables)
     if args.write:
-        write_tables(args.write, SCRIPT, tables)
+        write_tables(args.write, 'benchmark.py', tables)
     if args.plot:
         draw(result, args.plot)
+    print(tables)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

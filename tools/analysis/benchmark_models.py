@@ -207,9 +207,9 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(result, indent=1) + '\n')
     table = make_model_table(result)
-    print(table)
     if args.write:
         write_tables(args.write, 'benchmark_models.py', table)
+    print(table)
 
 
 if __name__ == '__main__':

@@ -82,7 +82,7 @@ CASES = {
         make_windowed,
         'samvit_base_patch16',
         (1, 3, 1024, 1024),
-        {'neck_chans': None},
+        {'neck_chans': 0},
         glibc=('timm',),
         without=('channels_last', 'onnxruntime', 'mmpatch compiled', 'deployed bf16', 'int8'),
     ),
@@ -192,12 +192,14 @@ class Networks:
         )
 
 
-def copy_weights(peer: nn.Module, model: MetaFormer) -> None:
-    """Give ours the weights of timm's network; norms that timm counts to the head keep theirs."""
+def copy_weights(peer: Any, model: MetaFormer) -> None:
+    """Give ours the weights of timm's network, and its last norm, which files count to the head."""
     state = peer.state_dict()
     if 'pos_embed' in state:
         state['pos_embed'] = state['pos_embed'].flatten(1, -2)  # SAM's are a map
     missing = model.load_state_dict(state, strict=False).missing_keys
+    for norm in model.out_norms.values():
+        norm.load_state_dict((peer.neck if hasattr(peer, 'neck') else peer.norm).state_dict())
     if lost := [key for key in missing if not key.startswith('out_norms.')]:
         raise ValueError(f"timm's {type(peer).__name__} has no {lost}")
 
