@@ -82,6 +82,7 @@ class Detector:
             backbone, cfg.model.neck.in_channels = BACKBONES[name]
             cfg.model.backbone = backbone or cfg.model.backbone
         self.model = MODELS.build(cfg.model)
+        torch.manual_seed(0)  # the same image for all
         self.image = torch.randn(1, 3, *SIZE)
         self.sample = DetDataSample(
             metainfo={

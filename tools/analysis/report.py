@@ -154,7 +154,7 @@ def write_tables(page: Path, script: str, text: str) -> None:
         SystemExit: If the page has no such marks.
     """
     marks = rf'(<!-- {re.escape(script)} --table \S+ -->\n).*?(<!-- end -->)'
-    old = page.read_text()
+    old = page.read_text() if page.is_file() else ''
     if not re.search(marks, old, re.DOTALL):
         sys.exit(f'error: {page} has no line <!-- {script} --table FILE --> before <!-- end -->')
     new = re.sub(marks, lambda match: f'{match[1]}\n{text}\n{match[2]}', old, flags=re.DOTALL)
