@@ -1,18 +1,20 @@
 """Time a whole RetinaNet at 800x1344 with our backbone and with others, and read its peak memory.
 
-    python tools/analysis/benchmark_models.py --out models.json
+    python tools/analysis/benchmark_models.py --out docs/benchmark_models.json
+    python tools/analysis/benchmark_models.py --table docs/benchmark_models.json
 
 The detector is mmdet's, the same but for the backbone: PoolFormer-S12 of mmpatch; timm's in a
-wrapper; and, for orientation, PVT-Tiny and ResNet-18 of mmdet. Times are taken in turns in one
-process that keeps freed memory, peaks in a process for each model and use. Weights are random, so
-predictions are few: what is timed is the network.
+wrapper; and, for orientation, PVT-Tiny and ResNet-18 of mmdet. For inference, backbone and neck of
+mmpatch's detector are also exported to OpenVINO, for images of any size. Times are taken in turns
+in one process that keeps freed memory, peaks in a process for each model and use. Weights are
+random, so predictions are few: what is timed is the network.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from networks import TOLERANCE, read_flags
+from report import USES, get_precision, make_model_table, write_tables
 from torch import Tensor, nn
 
 import mmpatch
@@ -57,22 +61,28 @@ BACKBONES: dict[str, tuple[dict[str, Any] | None, list[int]]] = {
     'mmdet PVT-Tiny': (PVT, [128, 320, 512]),
     'mmdet ResNet-18': (RESNET, [128, 256, 512]),
 }
-USES = ('inference', 'training')
+EXPORTED = {f'mmpatch exported openvino {p}': p for p in ('f32', 'bf16')}
 
 
 class Detector:
-    """A RetinaNet and an image with five boxes."""
+    """A RetinaNet and an image with five boxes; ``folder`` has the file of an exported one."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
+        torch.manual_seed(0)
         cfg = Config.fromfile(
             mmpatch.config_path('poolformer/retinanet_poolformer-s12_fpn_1x_coco.py')
         )
-        backbone, channels = BACKBONES[name]
         cfg.model.backbone.init_cfg = None
-        if backbone is not None:
-            cfg.model.backbone = backbone
-        cfg.model.neck.in_channels = channels
+        if name in EXPORTED:
+            from mmpatch.deployment import ExportedBackbone
+
+            cfg.model.backbone = {'type': ExportedBackbone, 'file': str(folder / f'{name}.xml')}
+            cfg.model.neck = None  # is in the file
+        else:
+            backbone, cfg.model.neck.in_channels = BACKBONES[name]
+            cfg.model.backbone = backbone or cfg.model.backbone
         self.model = MODELS.build(cfg.model)
+        torch.manual_seed(0)  # the same image for all
         self.image = torch.randn(1, 3, *SIZE)
         self.sample = DetDataSample(
             metainfo={
@@ -99,53 +109,108 @@ class Detector:
         losses = self.model(self.image, [self.sample], mode='loss')
         sum(sum(part) if isinstance(part, list) else part for part in losses.values()).backward()
 
-
-def peak(name: str, use: str) -> float:
-    """MiB that a process of its own holds at most, over what it holds with the model alone."""
-    command = [sys.executable, __file__, '--peak', name, use]
-    return float(
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
-    )
+    def extract(self) -> tuple[Tensor, ...]:
+        """Maps of the neck."""
+        self.model.eval()
+        with torch.no_grad():
+            return tuple(self.model.extract_feat(self.image))
 
 
-def print_peak(name: str, use: str) -> None:
-    detector = Detector(name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def export(folder: Path) -> None:
+    """Write backbone and neck of mmpatch's detector, in each precision."""
+    model = Detector('mmpatch', folder).model.eval()
+    for name, precision in EXPORTED.items():
+        graph = nn.Sequential(model.backbone, model.neck).eval()
+        file = str(folder / f'{name}.xml')
+        mmpatch.export(graph, file, input_size=(1, 3, *SIZE), precision=precision)
+
+
+def find_errors(detectors: dict[str, Detector]) -> dict[str, float]:
+    """Largest relative error of a map of each exported detector.
+
+    Raises:
+        ValueError: If a float32 one computes something else than the detector in torch.
+    """
+    expected = detectors['mmpatch'].extract()
+    errors = {}
+    for name in (name for name in EXPORTED if name in detectors):
+        pairs = zip(detectors[name].extract(), expected, strict=True)
+        errors[name] = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+        if get_precision(name) == 'f32' and not errors[name] < TOLERANCE:
+            raise ValueError(f'{name}: relative error {errors[name]:.1e}')
+    return errors
+
+
+def peak(name: str, use: str, folder: Path, threads: int) -> float:
+    """MiB that a process of its own holds at most, over what it holds after its imports."""
+    command = [sys.executable, __file__, '--threads', str(threads)]
+    command += ['--peak', name, use, str(folder)]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(result.stdout.split()[-1])
+
+
+def print_peak(name: str, use: str, folder: str) -> None:
+    before = read_memory('VmRSS')
+    detector = Detector(name, Path(folder))
     for _ in range(2):
         getattr(detector, use)()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(read_memory('VmHWM') - before)
+
+
+def read_memory(key: str) -> float:
+    """MiB of a line of Linux's status; ``ru_maxrss`` would start at the peak of the parent."""
+    words = Path('/proc/self/status').read_text().split()
+    return int(words[words.index(f'{key}:') + 1]) / 1024
+
+
+def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Times, peaks and errors of all detectors."""
+    names = [*BACKBONES, *(n for n, p in EXPORTED.items() if p == 'f32' or read_flags())]
+    export(folder)
+    listed = {'inference': names, 'training': list(BACKBONES)}
+    peaks = {
+        use: {name: peak(name, use, folder, args.threads) for name in listed[use]} for use in USES
+    }
+    detectors = {name: Detector(name, folder) for name in names}
+    errors = {'inference': find_errors(detectors), 'training': {}}
+    found = {}
+    for use in USES:
+        forms = {name: getattr(detectors[name], use) for name in listed[use]}
+        seconds = measure(forms, args.repeats)
+        found[use] = {'seconds': seconds, 'peak_mib': peaks[use], 'error': errors[use]}
+    command = ' '.join(['python', 'tools/analysis/benchmark_models.py', *sys.argv[1:]])
+    result = {'command': command, 'threads': args.threads, **describe_machine()}
+    return {**result, 'input': (1, 3, *SIZE), 'retinanet': found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--repeats', type=int, default=7, help='of each model')
+    parser.add_argument('--repeats', type=int, default=9, help='of each model')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--out', type=Path, help='JSON file to write')
-    parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument('--table', type=Path, help='take a JSON file, measure nothing')
+    parser.add_argument('--write', type=Path, help='page to put the tables into')
+    parser.add_argument('--peak', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    torch.manual_seed(0)
-    register_all_modules(init_default_scope=True)
-    if args.peak:
-        print_peak(*args.peak)
-        return
-    peaks = {use: {name: peak(name, use) for name in BACKBONES} for use in USES}
-    detectors = {name: Detector(name) for name in BACKBONES}
-    found: dict[str, Any] = {}
-    for use in USES:
-        seconds = measure({n: getattr(d, use) for n, d in detectors.items()}, args.repeats)
-        base = next(iter(seconds.values()))
-        print(f'RetinaNet, {use}, 1x3x{SIZE[0]}x{SIZE[1]}')
-        for name, value in seconds.items():
-            print(f'  {name:20} {value:7.3f} s  {base / value:5.2f} x  {peaks[use][name]:6.0f} MiB')
-        sys.stdout.flush()
-        found[use] = {'seconds': seconds, 'peak_mib': peaks[use]}
-    if args.out:
-        result = {'threads': args.threads, **describe_machine(), 'retinanet': found}
-        args.out.write_text(json.dumps(result, indent=1))
+    if args.table:
+        result = json.loads(args.table.read_text())
+    else:
+        torch.set_num_threads(args.threads)
+        keep_freed_memory()
+        register_all_modules(init_default_scope=True)
+        if args.peak:
+            print_peak(*args.peak)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(args, Path(folder))
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=1) + '\n')
+    table = make_model_table(result)
+    if args.write:
+        write_tables(args.write, 'benchmark_models.py', table)
+    print(table)
 
 
 if __name__ == '__main__':

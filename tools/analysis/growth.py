@@ -22,7 +22,8 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmark import count_kept_bytes, describe_machine, measure
+from benchmark import describe_machine, measure
+from networks import count_kept_bytes
 
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
 
