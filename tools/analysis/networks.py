@@ -70,13 +70,23 @@ make_windowed = partial(
     out_norm={'type': 'LN2d', 'eps': 1e-6},  # of timm's without SAM's neck
 )
 SQUARE = (2, 3, 512, 512)
+SLOW = ('compiled', 'int8')
 CASES = {
     'poolformer-s12': Case(partial(make_poolformer, 's12'), 'poolformer_s12', SQUARE, uses=USES),
-    'poolformer-m36': Case(partial(make_poolformer, 'm36'), 'poolformer_m36', SQUARE, glibc=EAGER),
-    'convmixer-768-32': Case(make_convmixer, 'convmixer_768_32', (2, 3, 224, 224)),
-    'container-light': Case(make_container, None, SQUARE, uses=USES),
+    'poolformer-m36': Case(
+        partial(make_poolformer, 'm36'), 'poolformer_m36', SQUARE, glibc=EAGER, without=SLOW
+    ),
+    'convmixer-768-32': Case(
+        make_convmixer, 'convmixer_768_32', (2, 3, 224, 224), without=('int8',)
+    ),
+    'container-light': Case(make_container, None, SQUARE, uses=USES, without=('int8',)),
     'vit-base': Case(
-        make_vit, 'vit_base_patch16_224', (2, 3, 384, 384), {'img_size': 384}, glibc=EAGER
+        make_vit,
+        'vit_base_patch16_224',
+        (2, 3, 384, 384),
+        {'img_size': 384},
+        glibc=EAGER,
+        without=SLOW,
     ),
     'vit-base-windowed': Case(
         make_windowed,
