@@ -71,6 +71,10 @@ class OpenVinoFile:
         import openvino
 
         model = openvino.convert_model(program, extension=make_openvino_extensions())
+        names = ('batch', 'channels', 'height', 'width')
+        sizes = zip(names, metadata['input_size'], strict=True)
+        # Without this, sizes that were fixed in the trace are free, and give wrong outputs.
+        model.reshape([-1 if name in metadata['dynamic'] else n for name, n in sizes])
         model.inputs[0].set_names({'image'})
         for output, name in zip(model.outputs, metadata['outputs'], strict=True):
             output.set_names({name})
