@@ -1,9 +1,12 @@
 """Exported files compute what torch computes, at other sizes too, or are not written."""
 
+import copy
 import errno
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +18,13 @@ from mmpatch import deploy
 from mmpatch.backbones import PoolFormer, VisionTransformer
 from mmpatch.deployment import ExportedBackbone, ExportError
 from mmpatch.deployment.files import FORMATS, read_file
-from mmpatch.deployment.forms import FORMS, use_engine_forms
+from mmpatch.deployment.forms import BETTER, NEEDED, use_engine_forms
+from mmpatch.engine.model import check_model
 from mmpatch.layers import PositionEmbed
 from mmpatch.registry import MODELS
 
 import golden
-from support import child_environment, relative_error
+from support import call_tool, child_environment, relative_error
 
 NETWORKS = (
     'PoolFormer with attention',
@@ -135,16 +139,18 @@ def test_positions_by_products_equal_interpolation(interpolation, antialias, tor
     layer = PositionEmbed(8, (14, 9), **kwargs)
     positions = torch.randn(1, 8, 14, 9)
     for size in ((14, 20), (1, 40), (7, 3), (33, 50), (14, 9), (97, 1)):
-        expected = PositionEmbed.resample(layer, positions, torch.Size(size))
-        ours = FORMS[PositionEmbed].resample(use_engine_forms(layer), positions, size)
+        expected = layer.resample(positions, torch.Size(size))
+        changed = use_engine_forms(copy.deepcopy(layer), '.xml')
+        assert type(changed) is NEEDED[PositionEmbed]
+        ours = changed.resample(positions, size)
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('fold', [True, False])
+@pytest.mark.parametrize('suffix', BETTER)
 @pytest.mark.parametrize('name', TINY)
-def test_engine_forms_equal_the_layers(name, fold, torch_seed):
+def test_engine_forms_equal_the_layers(name, suffix, torch_seed):
     model = make(name)
-    changed = use_engine_forms(deploy(model), fast=fold)
+    changed = use_engine_forms(deploy(model), suffix)
     x = torch.randn(2, 3, 70, 96)
     with torch.no_grad():
         for a, b in zip(changed(x), model(x), strict=True):
@@ -178,15 +184,15 @@ def test_lower_precisions(suffix, precision, tmp_path, torch_seed):
 
 
 REFUSALS = {
-    'suffix': ({'file': 'a.pth'}, 'a.pth has none of the suffixes .onnx, .xml, .pt2'),
+    'suffix': ({'file': 'a.pth'}, 'a.pth: the suffix must be one of .onnx, .xml, .pt2'),
     'folder': ({'file': 'nowhere/a.pt2'}, 'there is no folder'),
     'mode': ({'train': True}, 'PoolFormer is in training mode; call eval'),
     'name': ({'dynamic': ('depth',)}, "choose from .'batch', 'height', 'width'."),
-    'size': ({'input_size': (64, 96)}, 'is not .B, C, H, W.'),
+    'size': ({'input_size': (64, 96)}, 'four positive integers'),
     'channels': ({'input_size': (2, 4, 64, 96)}, r'takes \(B, 3, H, W\), got'),
     'small': ({'input_size': (2, 3, 2, 2)}, 'smaller than the stride'),
     'precision': ({'precision': 'int8'}, "precision='int8': .pt2 files have f32, bf16"),
-    'calibration': ({'calibration': []}, 'int8 needs calibration images'),
+    'calibration': ({'calibration': []}, 'required for int8 and not allowed otherwise'),
     'pixels': ({'normalize': True}, 'normalize=True needs a preprocessor'),
 }
 
@@ -204,8 +210,135 @@ def test_bad_arguments_are_named(case, tmp_path):
 
 
 def test_windows_have_fixed_sizes(tmp_path):
-    with pytest.raises(ExportError, match='height and width cannot be free'):
+    deployed = deploy(make('ViT', out_indices=(0,)))  # attention without windows
+    assert write(tmp_path / 'b.pt2', deployed)['error'] < 1e-4
+    with pytest.raises(ExportError, match='height and width must be fixed'):
         write(tmp_path / 'a.pt2', make('ViTDet'))
+
+
+@pytest.mark.parametrize('suffix', ['.xml', '.pt2'])
+@pytest.mark.parametrize('name', ['ViT', 'PoolFormer with spatial FC'])
+def test_files_run_at_the_grid_of_the_pre_training_too(name, suffix, tmp_path, torch_seed):
+    """A comparison of grids in a trace would exclude one of them."""
+    need(suffix)
+    model = make(name, **({'out_indices': (0,)} if name == 'ViT' else {}))
+    side = 224
+    for size in ((1, 3, 96, 128), (1, 3, side, side)):
+        file = tmp_path / f'a{suffix}'
+        write(file, model, input_size=size, dynamic=['height', 'width'])
+        _, run = read_file(file)
+        for shape in ((1, 3, side, side), (1, 3, side, 96), (1, 3, 100, 133)):
+            x = torch.randn(shape)
+            with torch.no_grad():
+                for a, b in zip(run(x), model(x), strict=True):
+                    assert relative_error(a, b) < 1e-4
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_fixed_sizes_stay_fixed(suffix, tmp_path):
+    need(suffix)
+    write(tmp_path / f'a{suffix}', make('ViT', out_indices=(0,)), dynamic=())
+    backbone = ExportedBackbone(str(tmp_path / f'a{suffix}')).eval()
+    for shape in ((1, *SIZE[1:]), (2, 3, 96, 64)):
+        with pytest.raises(ExportError, match='all dimensions fixed.*is fixed to'):
+            backbone(torch.zeros(shape))
+    if suffix == '.xml':
+        import openvino
+
+        shape = openvino.Core().read_model(tmp_path / 'a.xml').inputs[0].partial_shape
+        assert shape == openvino.PartialShape(SIZE)
+
+
+def test_weights_of_another_precision_are_written_in_float32(tmp_path, torch_seed):
+    model = make()
+    x = torch.randn(1, 3, 70, 96)
+    for dtype in (torch.float64, torch.bfloat16):
+        other = make().to(dtype)
+        write(tmp_path / 'a.pt2', other)
+        backbone = ExportedBackbone(str(tmp_path / 'a.pt2')).eval()
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+            outs = backbone(x.to(dtype))
+        with torch.no_grad():
+            for a, b in zip(outs, other.float()(x), strict=True):
+                assert a.dtype == dtype
+                assert relative_error(a, b) < 1e-2
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_images_of_other_channels(tmp_path):
+    model = PoolFormer(depths=(1,), dims=(8,), strides=(4,), in_channels=4, out_indices=(0,)).eval()
+    said = write(tmp_path / 'a.pt2', golden.randomize(model), input_size=(2, 4, 64, 96))
+    assert said['out_channels'] == [8] and said['error'] < 1e-4
+
+
+def test_openvino_files_belong_together(tmp_path):
+    need('.xml')
+    write(tmp_path / 'a.xml', dynamic=())
+    ExportedBackbone(str(tmp_path / 'a.xml'))
+    content = bytearray((tmp_path / 'a.bin').read_bytes())
+    content[-1] ^= 1
+    (tmp_path / 'a.bin').write_bytes(content)
+    with pytest.raises(ExportError, match='a.bin is of another export'):
+        ExportedBackbone(str(tmp_path / 'a.xml'))
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_a_backbone_serves_several_threads(suffix, tmp_path):
+    need(suffix)
+    write(tmp_path / f'a{suffix}', dynamic=())
+    backbone = ExportedBackbone(str(tmp_path / f'a{suffix}')).eval()
+    xs = [torch.randn(SIZE) for _ in range(4)]
+    expected = [backbone(x)[-1] for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for a, b in zip(pool.map(backbone, xs), expected, strict=True):
+                torch.testing.assert_close(a[-1], b)
+
+
+class NotFinite(nn.Module):
+    """A network whose second output is not a number."""
+
+    def forward(self, x):
+        return x, 0 * x / 0
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+    with pytest.raises(ExportError, match='differs from torch by nan'):
+        write(tmp_path / 'a.pt2', NotFinite().eval())
+
+
+@pytest.mark.process
+def test_a_disk_that_is_full_does_not_end_the_process(tmp_path):
+    """As an error of writing does where torch writes the file itself."""
+    code = (
+        'import resource, sys, signal; from test_export import write, make, ExportError\n'
+        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n'
+        'try: write(sys.argv[1])\n'
+        'except ExportError as error: print(error)\n'
+    )
+    file = tmp_path / 'a.pt2'
+    env = {**child_environment(), 'PYTHONPATH': str(Path(__file__).parent)}
+    command = [sys.executable, '-c', code, str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert 'a.pt2 cannot be written' in result.stdout, result.stderr[-2000:]
+    assert not list(tmp_path.iterdir())
+
+
+CALIBRATIONS = {
+    'none': [],
+    'no batch': [torch.zeros(3, 64, 96)],
+    'other size': [torch.zeros(2, 3, 32, 32)],
+}
+
+
+@pytest.mark.parametrize('case', CALIBRATIONS)
+def test_calibration_images_must_fit(case, tmp_path):
+    need('.xml')
+    pytest.importorskip('nncf')
+    settings = {'precision': 'int8', 'calibration': CALIBRATIONS[case], 'dynamic': ()}
+    with pytest.raises(ExportError, match='one or more images .* that fit input_size'):
+        write(tmp_path / 'a.xml', **settings)
 
 
 class Frozen(nn.Module):
@@ -297,11 +430,11 @@ def test_an_exported_backbone_says_what_it_cannot_do(files, tmp_path):
     state = {f'backbone.{key}': value for key, value in model.state_dict().items()}
     detector.load_state_dict(state)
     state['backbone.stages.0.blocks.0.mlp.fc1.bias'] = torch.ones(32)
-    with pytest.raises(ExportError, match='the checkpoint has other weights than'):
+    with pytest.raises(ExportError, match="the checkpoint's backbone weights differ"):
         detector.load_state_dict(state)
     with pytest.raises(ExportError, match='takes no init_cfg'):
         ExportedBackbone(str(file), init_cfg={'type': 'Pretrained'})
-    with pytest.raises(ExportError, match='there is no file'):
+    with pytest.raises(ExportError, match='no such file'):
         ExportedBackbone(str(tmp_path / 'b.pt2'))
     (tmp_path / 'b.pt2').write_text('nothing')
     with pytest.raises(ExportError, match='cannot be read'):
@@ -322,3 +455,57 @@ def test_large_networks_have_the_same_names():
         deployed = deploy(model.eval())
         assert deployed.out_channels == model.out_channels
         assert deployed.out_strides == model.out_strides
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize(('to', 'suffix'), [('pt2', '.pt2'), ('onnx', '.onnx')])
+def test_the_tool_exports_a_backbone_for_its_host(to, suffix, tmp_path, monkeypatch, capsys):
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+    from mmengine.registry import MODELS as HOST_MODELS
+    from mmengine.runner import load_checkpoint
+
+    need(suffix)
+    register_all_modules()
+    config = mmpatch.config_path('demo/retinanet_poolformer-nano_fpn_toy-coco.py')
+    cfg = Config.fromfile(config)
+    model = HOST_MODELS.build(cfg.model).eval()
+    golden.randomize(model.backbone)
+    checkpoint, file = tmp_path / 'a.pth', tmp_path / f'a{suffix}'
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': None}}, checkpoint)
+    arguments = ['--to', to, '--part', 'backbone', '--input-size', 1, 64, 96, '--dynamic']
+    call_tool(monkeypatch, 'tools/export.py', config, checkpoint, *arguments, '--out', file)
+    said = capsys.readouterr().out
+    assert f'model.backbone.file={file}' in said
+    assert ('trtexec' in said) == (to == 'onnx')
+    cfg.model.backbone = {'type': 'mmpatch.ExportedBackbone', 'file': str(file)}
+    check_model(cfg.model, 'mmdet')
+    exported = HOST_MODELS.build(cfg.model).eval()
+    load_checkpoint(exported, str(checkpoint), map_location='cpu')
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(exported.extract_feat(x), model.extract_feat(x), strict=True):
+            assert relative_error(a, b) < 1e-4
+    cfg.model.neck.in_channels = [8, 16, 32]
+    with pytest.raises(ValueError, match=r'model.neck.in_channels=\[8, 16, 32\], but the backbone'):
+        check_model(cfg.model, 'mmdet')
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--to', 'pt2', '--out', 'a.onnx'], '--to pt2 writes .pt2 files'),
+        (['--to', 'pt2', '--calibrate', '0'], '--calibrate takes a positive number'),
+        (['--to', 'onnx', '--precision', 'bf16', '--part', 'backbone'], '.onnx files have f32'),
+    ],
+    ids=str,
+)
+def test_the_tool_names_what_is_wrong(arguments, message, tmp_path, monkeypatch, capsys):
+    need('.onnx')
+    config = mmpatch.config_path('demo/fpn_poolformer-nano_toy-ade20k.py')
+    with pytest.raises(SystemExit) as caught:
+        call_tool(
+            monkeypatch, 'tools/export.py', config, *arguments, '--work-dir', tmp_path / 'work'
+        )
+    assert message in f'{caught.value} {capsys.readouterr().err}'

@@ -98,8 +98,8 @@ def test_import_stays_light(module):
 
 def test_the_package_stays_small():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
-    # 4400 for blocks and families, 350 for the papers' variants, 1350 for exports
-    assert sum(lines.values()) < 6100
+    # 4400 for blocks and families, 350 for the papers' variants, 1500 for exports
+    assert sum(lines.values()) < 6250
     assert max(lines.values()) < 360  # the base class, most of it the docstring of its arguments
     assert lines[PACKAGE / 'deployment/fold.py'] <= 250
     names = [file.relative_to(PACKAGE).as_posix() for file in FILES]

@@ -4,8 +4,8 @@
     python tools/export.py CONFIG CHECKPOINT --to onnx --part pyramid --dynamic batch
 
 Writes a whole detector or segmentor, its backbone with the neck (pyramid), or its backbone. The
-file is kept if the engine gives what torch gives at three sizes. Without CHECKPOINT, weights are
-what the config initialises.
+file is kept if the engine's outputs match torch's at three sizes. Without CHECKPOINT, the weights
+are initialised as the config says.
 """
 
 import sys
@@ -33,9 +33,14 @@ def build(cfg: Config, checkpoint: str | None) -> Any:
         print('no CHECKPOINT: the weights are what the config initialises')
         model.init_weights()
         return model.eval()
-    content = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
-    meta = content.get('meta', {}) if isinstance(content, dict) else {}
-    model.dataset_meta = {str(key).lower(): v for key, v in meta.get('dataset_meta', {}).items()}
+    try:
+        content = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())
+        raise ExportError(f'{checkpoint} does not fit the config: {reason[:200]}') from error
+    meta = content.get('meta') or {}
+    about = meta.get('dataset_meta') or {}
+    model.dataset_meta = {str(key).lower(): value for key, value in about.items()}
     return model.eval()
 
 
@@ -87,7 +92,8 @@ def describe_use(args: Any, file: Path, metadata: dict[str, Any]) -> str:
             f'model.backbone.file={file}',
             *(['model.neck=None'] if args.part == 'pyramid' else []),
         ]
-        lines += ['to evaluate it:', f'  python tools/test.py {args.config} {args.checkpoint} \\']
+        lines += ['to evaluate it, with your own --cfg-options:']
+        lines += [f'  python tools/test.py {args.config} {args.checkpoint or "CHECKPOINT"} \\']
         lines += ['    --cfg-options ' + ' '.join(options)]
     if args.to == 'onnx':
         batch, height, width = args.input_size
@@ -108,18 +114,36 @@ def main() -> None:
     parser = make_parser(__doc__ or '')
     parser.add_argument('checkpoint', nargs='?', help='file that tools/train.py wrote')
     parser.add_argument('--to', choices=SUFFIXES, required=True, help='format of the file')
-    parser.add_argument('--part', choices=['model', 'pyramid', 'backbone'], default='model')
-    parser.add_argument('--out', type=Path, help='file (WORK_DIR/CONFIG_PART)')
     parser.add_argument(
-        '--input-size', nargs=3, type=int, default=[2, 512, 512], metavar=('BATCH', 'H', 'W')
+        '--part',
+        choices=['model', 'pyramid', 'backbone'],
+        default='model',
+        help='the whole model (default), backbone with neck, or backbone',
+    )
+    parser.add_argument('--out', type=Path, help='output file (WORK_DIR/CONFIG_PART.SUFFIX)')
+    parser.add_argument(
+        '--input-size',
+        nargs=3,
+        type=int,
+        default=[2, 512, 512],
+        metavar=('BATCH', 'H', 'W'),
+        help='size of the example, which fixed dimensions keep (2 512 512)',
     )
     parser.add_argument(
-        '--dynamic', nargs='*', choices=DIMS, default=list(DIMS), help='sizes that are free (all)'
+        '--dynamic',
+        nargs='*',
+        choices=DIMS,
+        default=list(DIMS),
+        help='dimensions that may vary (all)',
     )
     parser.add_argument('--no-fold', action='store_true', help='write the blocks as they are')
     parser.add_argument('--precision', choices=['f32', 'bf16', 'int8'], default='f32')
     parser.add_argument(
-        '--calibrate', type=int, default=32, metavar='N', help='int8: training images to look at'
+        '--calibrate',
+        type=int,
+        default=32,
+        metavar='N',
+        help='int8: number of training images for the calibration (32)',
     )
     parser.add_argument(
         '--normalize', action='store_true', help='the file takes pixels from 0 to 255'
@@ -128,6 +152,8 @@ def main() -> None:
         '--compile', action='store_true', help='pt2: compile with AOTInductor; needs a C++ compiler'
     )
     args = parser.parse_args()
+    if args.calibrate < 1:
+        parser.error('--calibrate takes a positive number')
     cfg = read_config(args, *(['train', 'test'] if args.precision == 'int8' else []))
     file = args.out or Path(cfg.work_dir) / f'{Path(args.config).stem}_{args.part}'
     file = file if args.out else file.with_name(file.name + SUFFIXES[args.to])

@@ -1,9 +1,11 @@
 """Export of trained networks to ONNX, OpenVINO and torch.export, checked before they are kept."""
 
 import copy
+import errno
 import hashlib
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,11 +17,13 @@ from torch import Tensor, nn
 
 from mmpatch.backbones import MetaFormer
 from mmpatch.deployment.files import (
+    AXES,
     CompiledFile,
     ExportError,
     ProgramFile,
     find_format,
     first_line,
+    import_package,
     read_file,
 )
 from mmpatch.deployment.fold import deploy
@@ -29,7 +33,7 @@ from mmpatch.deployment.graphs import make_graph, measure_difference
 from mmpatch.mixers import Windowed
 
 #: Dimensions of an image batch that may be free in a file.
-DIMS = {'batch': 0, 'height': 2, 'width': 3}
+DIMS = {name: i for i, name in enumerate(AXES) if name != 'channels'}
 #: Largest difference from torch with which a file is kept: see :func:`measure_difference`.
 TOLERANCES = {'f32': 1e-4, 'bf16': 0.1, 'int8': 0.5}
 
@@ -49,9 +53,9 @@ def export(
 ) -> dict[str, Any]:
     """Write a network to a file for an engine, if the engine computes what torch computes.
 
-    The file is run at three sizes, or on three batches where all sizes are fixed, and kept only if
+    The file is run at three sizes, or on three batches of the fixed size, and kept only if
     its outputs differ from torch's by at most 1e-4 of the largest value (0.1 in bfloat16; 0.5 in
-    int8, on images of the calibration). An older file of this name stays until then.
+    int8, on images of the calibration). An existing file of that name is replaced only then.
 
     Args:
         model: In evaluation mode: a backbone; ``nn.Sequential(backbone, neck)``; a whole segmentor
@@ -61,18 +65,18 @@ def export(
         file: Its suffix says the format: .onnx for onnxruntime and others, .xml for OpenVINO, .pt2
             for torch.export.
         input_size: (B, C, H, W) of an example; fixed dimensions keep these sizes.
-        dynamic: Which of 'batch', 'height' and 'width' are free.
+        dynamic: Which of 'batch', 'height' and 'width' may vary when the file is run.
         fold: Whether blocks are folded (:func:`mmpatch.deploy`), and written in the forms that are
             fast in the engine.
         precision: 'f32'; 'bf16' (OpenVINO, .pt2); 'int8' (OpenVINO, quantised by NNCF).
         calibration: For int8, images (B, C, H, W) as the file takes them.
         normalize: Whether the file takes pixels from 0 to 255 and normalises them itself.
-        preprocessor: Whose mean and std; by default the data preprocessor of the model.
+        preprocessor: Data preprocessor whose mean and std are used; by default the model's own.
         compile: For .pt2, whether AOTInductor compiles the program, for CPUs like this one. It
             needs a C++ compiler and some minutes.
 
     Returns:
-        What the file says of itself: ``kind``, ``outputs``, ``out_channels``, ``out_strides``,
+        The metadata in the file: ``kind``, ``outputs``, ``out_channels``, ``out_strides``,
         ``input`` (the range and the channels it takes), ``input_size``, ``dynamic``, ``precision``
         and more; and ``error``, the largest difference that was measured.
 
@@ -80,21 +84,23 @@ def export(
         ExportError: If an engine is missing, cannot express the network or computes something else,
             if arguments do not fit, or if the model is in training mode. No file is left then.
     """
-    path, size = Path(file), tuple(input_size)
+    path, size = Path(file), tuple(input_size) if isinstance(input_size, list | tuple) else ()
+    calibration = None if calibration is None else list(calibration)
     found = _check_arguments(model, path, size, dynamic, precision, calibration)
     if compile and found is not ProgramFile:
         raise ExportError(f'compile=True is for .pt2 files, not {path.name}')
     found = CompiledFile if compile else found
     images = None if calibration is None else [x.detach().float().cpu() for x in calibration]
-    original = copy.deepcopy(model).cpu()
     try:
-        reference = make_graph(original, normalize, preprocessor)
-        network = deploy(original) if fold and _find(original, MetaFormer) else original
+        original = copy.deepcopy(model).cpu().float()
+        reference = make_graph(original, normalize, preprocessor, size)
+        can_fold = fold and _find(original, MetaFormer)
+        network: Any = deploy(original) if can_fold else copy.deepcopy(original)
         if found.suffix != '.pt2':
-            network = use_engine_forms(network, fast=fold)
-        graph = make_graph(network, normalize, preprocessor)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
+            network = use_engine_forms(network, found.suffix, better=fold)
+        graph = make_graph(network, normalize, preprocessor, size)
+    except Exception as error:  # a model may hold anything
+        raise ExportError(first_line(error)) from error
     _check_windows(original, dynamic)
     if reference.kind == 'detector' and precision != 'f32':
         raise ExportError(
@@ -121,12 +127,13 @@ def export(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
             part = Path(folder) / path.name
             _write(found, part, program, metadata, images)
-            difference = max(_compare(part, x, reference) for x in batches)
+            differences = [_compare(part, x, reference) for x in batches]
+            difference = torch.tensor(differences).max().item()  # keeps NaN, unlike max()
             limit = TOLERANCES[precision]
             if not difference <= limit:
                 raise ExportError(
                     f'{path.name} differs from torch by {difference:.1e}, more than {limit}, so it '
-                    'is not kept; try dynamic=() or another format'
+                    f'is not kept; try {"dynamic=() or " if dynamic else ""}another format'
                 )
             for written in sorted(Path(folder).iterdir(), key=lambda other: other == part):
                 os.replace(written, path.with_name(written.name))
@@ -138,12 +145,9 @@ def export(
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Digest of weights, whatever their names, order and device."""
-    parts = (
-        hashlib.sha256(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        for t in tensors
-        if t.ndim
-    )
+    """Digest of weights, whatever their names, order, precision and device."""
+    exact = (t.detach().cpu().to(torch.float64).contiguous() for t in tensors)
+    parts = (hashlib.sha256(t.numpy().tobytes()) for t in exact)
     return hashlib.sha256(b''.join(sorted(part.digest() for part in parts))).hexdigest()
 
 
@@ -173,27 +177,42 @@ def _check_arguments(
     if model.training:
         raise ExportError(f'{type(model).__name__} is in training mode; call eval() first')
     found = find_format(path)
+    if path.is_dir():
+        raise ExportError(f'{path} is a folder')
     if not path.parent.is_dir():
         raise ExportError(f'there is no folder {path.parent} to write {path.name} into')
-    if isinstance(dynamic, str) or not set(dynamic) <= set(DIMS):
+    if not isinstance(dynamic, list | tuple) or not set(dynamic) <= set(DIMS):
         raise ExportError(f'dynamic={dynamic!r}: choose from {tuple(DIMS)}, or () for none')
     if len(size) != 4 or any(not isinstance(n, int) or n < 1 for n in size):
-        raise ExportError(f'input_size={size} is not (B, C, H, W)')
+        raise ExportError('input_size must be four positive integers (B, C, H, W)')
     if precision not in found.precisions:
         raise ExportError(
             f'precision={precision!r}: {found.suffix} files have {", ".join(found.precisions)}'
         )
     if (precision == 'int8') != (images is not None):
-        raise ExportError('int8 needs calibration images, and nothing else takes them')
+        raise ExportError('calibration images are required for int8 and not allowed otherwise')
+    if images is not None:
+        import_package('nncf', 'openvino')
+        fixed = [(i, n) for i, n in enumerate(size) if AXES[i] not in dynamic]
+        fit = [
+            isinstance(x, Tensor) and x.ndim == 4 and all(x.shape[i] == n for i, n in fixed)
+            for x in images
+        ]
+        if not fit or not all(fit):
+            raise ExportError(
+                'calibration takes one or more images (B, C, H, W) that fit '
+                f'input_size={size} with dynamic={tuple(dynamic)}'
+            )
     return found
 
 
 def _check_windows(model: nn.Module, dynamic: Sequence[str]) -> None:
     free = [name for name in dynamic if name != 'batch']
-    if free and _find(model, Windowed, TokenAttention):
+    mixers: Any = _find(model, Windowed, TokenAttention)
+    if free and any(mixer.window_size is not None for mixer in mixers):
         raise ExportError(
-            f'{" and ".join(free)} cannot be free, since the number of windows would be: export '
-            "with dynamic=('batch',) or () for one input_size, or a network without windows"
+            f'{" and ".join(free)} must be fixed, since the number of attention windows depends on '
+            "the size: use dynamic=('batch',) or ()"
         )
 
 
@@ -213,7 +232,7 @@ def _get_example(size: tuple[int, ...], dynamic: Sequence[str]) -> Tensor:
         height = max(height - 1 + height % 2, 1)
     if 'width' in dynamic:
         width = max(width - 3 + width % 2, 1)
-    return torch.zeros(batch, channels, height, width)
+    return torch.zeros(batch, channels, height, width, dtype=torch.float32, device='cpu')
 
 
 def _make_batches(size: tuple[int, ...], dynamic: Sequence[str], pixels: bool) -> list[Tensor]:
@@ -229,14 +248,15 @@ def _make_batches(size: tuple[int, ...], dynamic: Sequence[str], pixels: bool) -
             int(width * columns) + 1 if 'width' in dynamic else width,
         )
         shapes.append(shape)
-    batches = [torch.randn(shape, generator=generator) for shape in shapes]
+    cpu: Any = {'generator': generator, 'dtype': torch.float32, 'device': 'cpu'}
+    batches = [torch.randn(shape, **cpu) for shape in shapes]
     return [(x * 60 + 120).clamp(0, 255) for x in batches] if pixels else batches
 
 
 def _trace(graph: nn.Module, example: Tensor, dynamic: Sequence[str]) -> Any:
     free = {DIMS[name]: torch.export.Dim.DYNAMIC for name in dynamic}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast('cpu', enabled=False):
             return torch.export.export(
                 graph.eval(), (example,), dynamic_shapes=(free or None,), strict=False
             )
@@ -252,13 +272,15 @@ def _write(found: Any, part: Path, program: Any, metadata: Any, images: Any) -> 
     except (OSError, ExportError):
         raise
     except Exception as error:  # converters raise what they like
+        if shutil.disk_usage(part.parent).free < 2**16:
+            raise OSError(errno.ENOSPC, 'No space left on device') from error
         name = found.packages[0] if found.packages else 'torch'
         raise ExportError(f'{name} cannot express this network: {first_line(error)}') from error
 
 
 def _compare(part: Path, x: Tensor, reference: Any) -> float:
     _, run = read_file(part)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast('cpu', enabled=False):
         expected = reference(x)
     try:
         outs = run(x)

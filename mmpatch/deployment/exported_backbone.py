@@ -16,8 +16,8 @@ class ExportedBackbone(BaseModule):
     """An exported backbone, or backbone with neck, in a model of mmdet or mmseg, to evaluate it.
 
     A file of a backbone takes the place of the backbone. A file of a backbone with neck takes the
-    place of both: set ``neck=None``. Its weights are in the file; if a checkpoint has weights of a
-    backbone, too, they must be the same.
+    place of both: set ``neck=None``. The weights are in the file; if a checkpoint has weights of a
+    backbone, too, they must be the same. Those of a neck are not compared.
 
     Args:
         file: What :func:`mmpatch.export` wrote.
@@ -52,7 +52,7 @@ class ExportedBackbone(BaseModule):
         self.out_strides = tuple(self.metadata['out_strides'])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> one (B, C_i, H_i, W_i) per output, on the device of the input.
+        """(B, C, H, W) -> one (B, C_i, H_i, W_i) per output, with x's device and dtype.
 
         Raises:
             ExportError: In training mode, or if the file does not run at this size.
@@ -63,12 +63,13 @@ class ExportedBackbone(BaseModule):
             outs = self.run(x.detach().float().cpu().contiguous())
         except Exception as error:  # engines raise what they like
             shape, size = ('x'.join(map(str, s)) for s in (x.shape, self.metadata['input_size']))
-            free = ', '.join(self.metadata['dynamic']) or 'nothing'
+            free = ', '.join(self.metadata['dynamic'])
+            free = f'with {free} dynamic' if free else 'with all dimensions fixed'
             raise ExportError(
-                f'{self.file} does not run at {shape}: it was exported at {size}, with {free} '
-                f'dynamic ({first_line(error)})'
+                f'{self.file} does not run at {shape}: it was exported at {size}, {free} '
+                f'({first_line(error)})'
             ) from error
-        return tuple(out.to(x.device) for out in outs)
+        return tuple(out.to(x) for out in outs)
 
     def init_weights(self) -> None:
         """Do nothing: the weights are in the file."""
@@ -79,6 +80,6 @@ class ExportedBackbone(BaseModule):
         tensors = [state_dict.pop(name) for name in names]
         if tensors and digest(tensors) != self.metadata['weights']:
             raise ExportError(
-                f'the checkpoint has other weights than {self.file}, which is of another training '
-                'or model; export the checkpoint anew'
+                f"the checkpoint's backbone weights differ from those in {self.file}; export this "
+                'checkpoint again'
             )

@@ -4,10 +4,16 @@ A format is one class. Its file carries what mmpatch knows of the network, as JS
 :func:`mmpatch.export`.
 """
 
+import hashlib
 import importlib
+import io
 import json
+import shutil
+import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +23,8 @@ from torch import Tensor
 from mmpatch.deployment.symbolic import make_openvino_extensions
 
 KEY = 'mmpatch'
+#: Dimensions of a batch of images.
+AXES = ('batch', 'channels', 'height', 'width')
 Run = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -71,8 +79,7 @@ class OpenVinoFile:
         import openvino
 
         model = openvino.convert_model(program, extension=make_openvino_extensions())
-        names = ('batch', 'channels', 'height', 'width')
-        sizes = zip(names, metadata['input_size'], strict=True)
+        sizes = zip(AXES, metadata['input_size'], strict=True)
         # Without this, sizes that were fixed in the trace are free, and give wrong outputs.
         model.reshape([-1 if name in metadata['dynamic'] else n for name, n in sizes])
         model.inputs[0].set_names({'image'})
@@ -82,6 +89,9 @@ class OpenVinoFile:
             nncf = import_package('nncf', 'openvino')
             data = nncf.Dataset([x.numpy() for x in calibration])
             model = nncf.quantize(model, data, subset_size=len(calibration))
+        openvino.save_model(model, file, compress_to_fp16=False)
+        # The .xml knows its .bin, so that the files of two exports are not mixed up.
+        metadata['bin'] = hash_file(file.with_suffix('.bin'))
         model.set_rt_info(json.dumps(metadata), [KEY])
         openvino.save_model(model, file, compress_to_fp16=False)
 
@@ -97,17 +107,22 @@ class OpenVinoFile:
         core = openvino.Core()
         model = core.read_model(file)
         metadata = str(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
-        precision = json.loads(metadata)['precision'] if metadata else 'f32'
+        said = json.loads(metadata or '{}')
+        precision = said.get('precision', 'f32')
+        if said.get('bin') not in (None, hash_file(file.with_suffix('.bin'))):
+            raise ExportError(f'{file.with_suffix(".bin").name} is of another export')
         settings = {
             'INFERENCE_PRECISION_HINT': 'f32' if precision == 'f32' else 'bf16',
             'INFERENCE_NUM_THREADS': torch.get_num_threads(),
             'PERFORMANCE_HINT': 'LATENCY',
         }
         request = core.compile_model(model, 'CPU', settings).create_infer_request()
+        lock = threading.Lock()  # outputs are memory of the request
 
         def run(x: Tensor) -> list[Tensor]:
-            outs = request.infer([x.numpy()], share_inputs=True, share_outputs=True)
-            return [torch.from_numpy(outs[i]).clone() for i in range(len(outs))]
+            with lock:
+                outs = request.infer([x.numpy()], share_inputs=True, share_outputs=True)
+                return [torch.from_numpy(outs[i]).clone() for i in range(len(outs))]
 
         return metadata, run
 
@@ -123,7 +138,10 @@ class ProgramFile:
     @staticmethod
     def write(file: Path, program: Any, metadata: dict[str, Any], calibration: Any = None) -> None:
         """Write a program of torch.export."""
-        torch.export.save(program, file, extra_files={f'{KEY}.json': json.dumps(metadata)})
+        # Not into the file: on a full disk, torch would end the process.
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={f'{KEY}.json': json.dumps(metadata)})
+        file.write_bytes(content.getvalue())
 
     @staticmethod
     def read(file: Path) -> tuple[str | None, Run]:
@@ -132,7 +150,7 @@ class ProgramFile:
             return CompiledFile.read(file)
         extra = {f'{KEY}.json': ''}
         module = torch.export.load(file, extra_files=extra).module()
-        return extra[f'{KEY}.json'] or None, torch.no_grad()(module)
+        return extra[f'{KEY}.json'] or None, without_autocast(module)
 
 
 class CompiledFile(ProgramFile):
@@ -149,7 +167,10 @@ class CompiledFile(ProgramFile):
         except Exception as error:
             raise ExportError('compile=True needs a C++ compiler (g++, or CXX=...)') from error
         settings = {'aot_inductor.metadata': {KEY: json.dumps(metadata)}}
-        aoti_compile_and_package(program, package_path=str(file), inductor_configs=settings)
+        with tempfile.TemporaryDirectory() as folder:
+            part = f'{folder}/{file.name}'
+            aoti_compile_and_package(program, package_path=part, inductor_configs=settings)
+            shutil.copyfile(part, file)
 
     @staticmethod
     def read(file: Path) -> tuple[str | None, Run]:
@@ -157,7 +178,7 @@ class CompiledFile(ProgramFile):
         from torch._inductor import aoti_load_package
 
         package: Any = aoti_load_package(str(file))
-        return package.loader.get_metadata().get(KEY), torch.no_grad()(package)
+        return package.loader.get_metadata().get(KEY), without_autocast(package)
 
 
 FORMATS: dict[str, Any] = {cls.suffix: cls for cls in (OnnxFile, OpenVinoFile, ProgramFile)}
@@ -170,7 +191,7 @@ def find_format(file: Path) -> Any:
         ExportError: If the suffix is none of the formats, or a package is missing.
     """
     if file.suffix not in FORMATS:
-        raise ExportError(f'{file.name} has none of the suffixes {", ".join(FORMATS)}')
+        raise ExportError(f'{file.name}: the suffix must be one of {", ".join(FORMATS)}')
     found = FORMATS[file.suffix]
     for package in found.packages:
         import_package(package, found.extra)
@@ -182,7 +203,10 @@ def import_package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ExportError(f'{error}; pip install "mmpatch[{extra}]"') from error
+        raise ExportError(
+            f'{name} is not installed or cannot be imported: {error}; '
+            f'pip install "mmpatch[{extra}]"'
+        ) from error
 
 
 def read_file(file: str | Path) -> tuple[dict[str, Any], Run]:
@@ -192,21 +216,46 @@ def read_file(file: str | Path) -> tuple[dict[str, Any], Run]:
         ExportError: If there is no such file, its engine is missing or cannot read it, or it was
             not written by :func:`mmpatch.export`.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise ExportError(f'there is no file {path}; mmpatch.export or tools/export.py writes it')
+    if not isinstance(file, str | Path) or not (path := Path(file)).is_file():
+        raise ExportError(f'no such file: {file} (tools/export.py or mmpatch.export writes it)')
     found = find_format(path)
     try:
-        metadata, run = found.read(path)
+        with torch.device('cpu'):
+            text, run = found.read(path)
+        metadata = json.loads(text or '{}')
     except Exception as error:  # engines raise what they like
         raise ExportError(f'{path} cannot be read: {first_line(error)}') from error
-    if metadata is None:
-        raise ExportError(f'{path} was not written by mmpatch.export, and does not say what it is')
-    return json.loads(metadata), run
+    if not isinstance(metadata, dict) or metadata.get('version') != 1:
+        raise ExportError(f'{path} was not written by mmpatch.export, or by a newer one')
+    return metadata, partial(_run_at_known_sizes, run, metadata)
+
+
+def _run_at_known_sizes(run: Run, metadata: dict[str, Any], x: Tensor) -> Sequence[Tensor]:
+    """Run a network, but not at sizes that its file does not have, which engines may take."""
+    for name, size, fixed in zip(AXES, x.shape, metadata['input_size'], strict=True):
+        if size != fixed and name not in metadata['dynamic']:
+            raise ExportError(f'{name} is fixed to {fixed}')
+    return run(x)
+
+
+def without_autocast(program: Run) -> Run:
+    """A program of torch that computes in its own precision, without gradients."""
+
+    def run(x: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad(), torch.autocast('cpu', enabled=False):
+            return program(x)
+
+    return run
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def first_line(error: Exception) -> str:
     """The line of an error's message that says most."""
     lines = [line.strip(' -') for line in str(error).splitlines() if line.strip(' -')]
+    lines = [line for line in lines if not line.startswith('Exception from')]  # of OpenVINO
     telling = [line for line in lines if any(w in line for w in ('No conversion', 'Guard', 'not '))]
     return (telling or lines or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpatch.backbones import MetaFormer
-from mmpatch.deployment.folded import PooledResidual
+from mmpatch.deployment.folded import PooledResidual, TokenNorm
 from mmpatch.layers import GroupNorm1, LayerNorm2d, PositionEmbed
 
 
@@ -53,6 +53,34 @@ class NormedPooling(PooledResidual):
         return x + self.scale.view(-1, 1, 1) * (self.pool(normed) - normed)
 
 
+class ExactNorm(GroupNorm1):
+    """Group norm of one group by its formula, means over places before means over channels.
+
+    onnxruntime's layer norm loses digits over so many values (1e-4 of the largest at 128x128).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = _whiten(x, (2, 3), 1, self.eps)
+        if self.weight is None:
+            return x
+        return x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+class ExactTokenNorm(TokenNorm):
+    """The same for tokens; a norm over channels alone stays a layer norm."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return super().forward(tokens) if self.first_dim == 2 else _whiten(tokens, 1, 2, self.eps)
+
+
+def _whiten(x: Tensor, places: Any, channels: int, eps: float) -> Tensor:
+    centred = x - x.mean(places, keepdim=True).mean(channels, keepdim=True)
+    variance = centred.square().mean(places, keepdim=True).mean(channels, keepdim=True)
+    return centred * torch.rsqrt(variance + eps)
+
+
 class ProductPositions(PositionEmbed):
     """Positions resampled by two products with matrices, rows and columns apart.
 
@@ -90,23 +118,23 @@ def _cubic(distance: Tensor, a: float) -> Tensor:
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
 
 
-FORMS: dict[type, type] = {PositionEmbed: ProductPositions}
-#: Those that are only faster.
-FAST_FORMS: dict[type, type] = {
-    GroupNorm1: MapNorm,
-    LayerNorm2d: ChannelNorm,
-    PooledResidual: NormedPooling,
+#: Forms that files of a suffix need, and those that are faster or more exact there.
+NEEDED: dict[type, type] = {PositionEmbed: ProductPositions}
+BETTER: dict[str, dict[type, type]] = {
+    '.xml': {GroupNorm1: MapNorm, LayerNorm2d: ChannelNorm, PooledResidual: NormedPooling},
+    '.onnx': {GroupNorm1: ExactNorm, LayerNorm2d: ChannelNorm, TokenNorm: ExactTokenNorm},
 }
 
 
-def use_engine_forms(model: nn.Module, fast: bool = True) -> nn.Module:
+def use_engine_forms(model: nn.Module, suffix: str, better: bool = True) -> nn.Module:
     """Give the layers of a model, in place, the forms that engines run.
 
     Args:
         model: Any model.
-        fast: Whether also layers that engines get right, but run slowly.
+        suffix: Of the file, '.onnx' or '.xml'.
+        better: Whether also layers that an engine would run less well.
     """
-    forms = {**FORMS, **(FAST_FORMS if fast else {})}
+    forms = {**NEEDED, **(BETTER[suffix] if better else {})}
     for module in model.modules():
         if isinstance(module, MetaFormer):
             module.memory_format = 'contiguous'  # engines choose layouts themselves

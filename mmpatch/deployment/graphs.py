@@ -22,7 +22,10 @@ NEVER = -1e4  #: Logit of what is no candidate; its score is 0.
 
 
 def make_graph(
-    model: nn.Module, normalize: bool = False, preprocessor: nn.Module | None = None
+    model: nn.Module,
+    normalize: bool = False,
+    preprocessor: nn.Module | None = None,
+    input_size: Sequence[int] = (1, 3, 512, 512),
 ) -> 'Graph':
     """Copy of a model that can be exported, in evaluation mode.
 
@@ -34,6 +37,7 @@ def make_graph(
             gives, are normalised in the graph, as ``preprocessor`` does it.
         preprocessor: By default ``model.data_preprocessor``. Segmentors and detectors pad images to
             its divisor, too.
+        input_size: (B, C, H, W) of an example, at which maps are counted.
 
     Raises:
         ValueError: If such a model cannot be exported whole, or ``normalize`` lacks a preprocessor.
@@ -49,7 +53,7 @@ def make_graph(
         advice = 'export its backbone, or nn.Sequential(backbone, neck)'
         raise ValueError(f'{name} cannot be exported whole: {reason}; {advice}')
     graph = {'segmentor': SegmentorGraph, 'detector': DetectorGraph}.get(kind, Graph)
-    return graph(model, normalize, preprocessor).requires_grad_(False).eval()
+    return graph(model, normalize, preprocessor, input_size).requires_grad_(False).eval()
 
 
 class Graph(nn.Module):
@@ -65,11 +69,13 @@ class Graph(nn.Module):
     mean: Any
     std: Any
 
-    def __init__(self, model: nn.Module, normalize: bool, preprocessor: Any) -> None:
+    def __init__(
+        self, model: nn.Module, normalize: bool, preprocessor: Any, input_size: Sequence[int]
+    ) -> None:
         super().__init__()
         hosts = isinstance(model, BaseModel)
         parts: Any = [model.backbone, getattr(model, 'neck', None)] if hosts else [model]
-        self.network = copy_for_export(nn.Sequential(*filter(None, parts)))
+        self.network = copy_for_export(nn.Sequential(*(p for p in parts if p is not None)))
         self.normalize = normalize
         names = '_channel_conversion', 'channel_conversion'  # in mmdet and in mmseg
         self.known = preprocessor is not None
@@ -85,7 +91,7 @@ class Graph(nn.Module):
         self.pad_value = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
         self.classes = (getattr(model, 'dataset_meta', None) or {}).get('classes')
         if type(self) is Graph:
-            self._measure_maps(model)
+            self._measure_maps(model, input_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> maps (B, C_i, H_i, W_i)."""
@@ -117,19 +123,19 @@ class Graph(nn.Module):
         pads = 0, -x.shape[3] % self.divisor, 0, -x.shape[2] % self.divisor
         return x if self.divisor == 1 else F.pad(x, pads, value=self.pad_value)
 
-    def _measure_maps(self, model: nn.Module) -> None:
+    def _measure_maps(self, model: nn.Module, size: Sequence[int]) -> None:
         """Count the maps and ask for their channels and strides, without computing them."""
         network = copy.deepcopy(self.network)  # which may keep a fake tensor
         like = next(network.parameters(), torch.empty(0))
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            maps = network(torch.empty(1, 3, 512, 512, dtype=like.dtype, device=like.device))
+            maps = network(torch.empty(*size, dtype=like.dtype, device=like.device))
         if not isinstance(maps, Sequence) or any(y.ndim != 4 for y in maps):
             raise ValueError(f'{type(model).__name__} does not give a tuple of maps (B, C, H, W)')
         if isinstance(model, nn.Sequential):
             self.kind, model = 'pyramid', model[-1]
         self.output_names = tuple(f'map{i}' for i in range(len(maps)))
         self.out_channels = [y.shape[1] for y in maps]
-        strides = getattr(model, 'out_strides', None) or [round(512 / y.shape[2]) for y in maps]
+        strides = getattr(model, 'out_strides', None) or [round(size[2] / y.shape[2]) for y in maps]
         self.out_strides = list(strides)
 
 
@@ -139,8 +145,8 @@ class SegmentorGraph(Graph):
     kind = 'segmentor'
     output_names = ('classes',)
 
-    def __init__(self, model: Any, normalize: bool, preprocessor: Any) -> None:
-        super().__init__(model, normalize, preprocessor)
+    def __init__(self, model: Any, *settings: Any) -> None:
+        super().__init__(model, *settings)
         self.head: Any = copy_for_export(model.decode_head)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -179,8 +185,8 @@ class DetectorGraph(Graph):
     means: Any
     stds: Any
 
-    def __init__(self, model: Any, normalize: bool, preprocessor: Any) -> None:
-        super().__init__(model, normalize, preprocessor)
+    def __init__(self, model: Any, *settings: Any) -> None:
+        super().__init__(model, *settings)
         head = model.bbox_head
         cfg, priors, coder = head.test_cfg, head.prior_generator, head.bbox_coder
         self.head = copy_for_export(head)
@@ -291,7 +297,8 @@ def measure_difference(
         return (ours[0] != theirs[0]).float().mean().item()
     if kind != 'detector':
         pairs = zip(ours, theirs, strict=True)
-        return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+        errors = [(a - b).abs().max() / b.abs().max().clamp(min=1e-30) for a, b in pairs]
+        return torch.stack(errors).max().item()  # which, unlike Python's max, keeps NaN
     boxes, scores, labels = (a[:, :, None] - b[:, None] for a, b in zip(ours, theirs, strict=True))
     partners = (boxes.abs().amax(-1) < 0.1) & (scores.abs() < 1e-3) & (labels == 0)
     counted = [rows[1] > rows[1][:, -1:].clamp(min=score_thr) + 1e-3 for rows in (ours, theirs)]

@@ -79,7 +79,7 @@ def copy_for_export(network: nn.Module) -> nn.Module:
 
 
 def make_openvino_extensions() -> list[Any]:
-    """What ``openvino.convert_model(program, extension=...)`` lacks: NMS, remainders of sizes."""
+    """What ``openvino.convert_model(program, extension=...)`` lacks: NMS, quotients of sizes."""
     from openvino import opset13 as ops
     from openvino.frontend.pytorch import ConversionExtension
 
@@ -94,5 +94,12 @@ def make_openvino_extensions() -> list[Any]:
     def convert_remainder(context: Any) -> list[Any]:
         return ops.floor_mod(*(ops.convert(context.get_input(i), 'i64') for i in (0, 1))).outputs()
 
-    rules = {'torchvision.nms.default': convert_nms, '<built-in function mod>': convert_remainder}
+    def convert_quotient(context: Any) -> list[Any]:
+        return ops.divide(*(ops.convert(context.get_input(i), 'f32') for i in (0, 1))).outputs()
+
+    rules = {
+        'torchvision.nms.default': convert_nms,
+        '<built-in function mod>': convert_remainder,
+        '<built-in function truediv>': convert_quotient,
+    }
     return [ConversionExtension(name, rule) for name, rule in rules.items()]

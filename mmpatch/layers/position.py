@@ -1,5 +1,7 @@
 """Absolute positions, and tokens that belong to no place."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
@@ -69,7 +71,7 @@ class PositionEmbed(nn.Module):
             rows = self.pos_embed_y.mT.expand(-1, -1, -1, self.grid[1])
             positions = torch.cat([columns, rows], 1)
         if positions is not None:
-            if positions.shape[2:] != x.shape[2:]:
+            if not is_grid(x.shape[2:], positions.shape[2:]):
                 positions = self.resample(positions, x.shape[2:])
             x = x + positions.to(x.dtype)
         if self.cls_token is None:
@@ -90,6 +92,14 @@ class PositionEmbed(nn.Module):
         if self.interpolation == 'linear':
             return F.interpolate(positions, size, mode='bilinear', align_corners=True)
         return F.interpolate(positions, size, mode='bicubic', antialias=self.antialias)
+
+
+def is_grid(size: Sequence[int], grid: Sequence[int]) -> bool:
+    """Whether a map has the rows and columns of a grid; False where torch.export leaves it open.
+
+    A comparison would bind an exported graph to other grids than this one.
+    """
+    return all(type(n) is int for n in size) and tuple(size) == tuple(grid)
 
 
 def _make_parameter(shape: tuple[int, int, int] | None) -> nn.Parameter | None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmpatch.layers import is_grid
 from mmpatch.mixers.tokens import Grid, StaticMixer, to_map, to_tokens
 from mmpatch.mixers.windowed import merge_windows, split_windows
 from mmpatch.registry import MODELS
@@ -67,9 +68,9 @@ class SpatialMLP(StaticMixer):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         size = self._get_size(x)
-        if size != self.grid and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and size != self.grid:
             _log_other_grid(self.grid, self.other_grids)
-        if size == self.grid or self.other_grids == 'resample':
+        if self.other_grids == 'resample' or size == self.grid:
             return self._mix(x)
         return merge_windows(self._mix(split_windows(x, self.grid)), size)
 
@@ -129,17 +130,17 @@ class TokenLinear(nn.Module):
         bias: Tensor | None = self.bias
         if bias is None:
             return weight @ tokens
-        if outputs is not None and tuple(outputs) != tuple(stored):
+        if outputs is not None and not is_grid(outputs, stored):
             bias = _resample(bias[:, None], stored, outputs, self.ahead)[:, 0]
         return weight @ tokens + bias[..., None]
 
     def get_weight(self, stored: Grid, inputs: Grid | None, outputs: Grid | None) -> Tensor:
         """Weight (heads, tokens out, tokens in) of such grids."""
         weight: Tensor = self.weight
-        if inputs is not None and tuple(inputs) != tuple(stored):
+        if inputs is not None and not is_grid(inputs, stored):
             scale = stored[0] * stored[1] / (inputs[0] * inputs[1])
             weight = _resample(weight, stored, inputs, self.ahead, scale)
-        if outputs is not None and tuple(outputs) != tuple(stored):
+        if outputs is not None and not is_grid(outputs, stored):
             weight = _resample(weight.mT, stored, outputs, self.ahead).mT
         return weight
 

@@ -77,7 +77,7 @@ def serve(
             forms = [form for form in forms if form in CASES[name].glibc]
         made, figures = inference(name, args.device, forms, folder)
     else:
-        made, figures = training(name, args.device, args.compile)
+        made, figures = training(name, args.device)
     pipe.send((list(made), figures))
     while (form := pipe.recv()) is not None:
         pipe.send(run_once(made[form], args.device))

@@ -79,7 +79,7 @@ CASES = {
     'convmixer-768-32': Case(
         make_convmixer, 'convmixer_768_32', (2, 3, 224, 224), without=('int8',)
     ),
-    'container-light': Case(make_container, None, SQUARE, uses=USES, without=('int8',)),
+    'container-light': Case(make_container, None, SQUARE, uses=USES, without=SLOW),
     'vit-base': Case(
         make_vit,
         'vit_base_patch16_224',
@@ -309,7 +309,7 @@ def inference(
     return made, errors
 
 
-def training(name: str, device: str, with_compiler: bool) -> tuple[Forms, dict[str, int]]:
+def training(name: str, device: str) -> tuple[Forms, dict[str, int]]:
     """Forward and backward pass of a loss on the last output, and what is kept between them."""
     case = CASES[name]
     plain, saving = (Networks(case, device, training=True, with_cp=cp) for cp in (False, True))
@@ -317,8 +317,6 @@ def training(name: str, device: str, with_compiler: bool) -> tuple[Forms, dict[s
     if case.peer is not None:
         modules['timm'] = plain.peer, plain.peer, plain.x
         modules['timm channels_last'] = plain.last, plain.last, plain.x_last
-        if with_compiler:
-            modules['timm compiled'] = plain.last, torch.compile(plain.last), plain.x_last
     modules['mmpatch'] = plain.model, plain.model, plain.x
     modules['mmpatch with_cp'] = saving.model, saving.model, saving.x
 
