@@ -153,7 +153,7 @@ def test_comparisons_name_forms_that_exist(load):
     assert {form for row in report.COMPARISONS for form in row[:2]} <= set(networks.FORMS)
     own = networks.list_forms(networks.CASES['container-light'], 'cpu', with_compiler=False)
     assert 'mmpatch' in own and not [f for f in own if 'timm' in f or 'compiled' in f]
-    gpu = networks.list_forms(networks.CASES['vit-base'], 'cuda', with_compiler=True)
+    gpu = networks.list_forms(networks.CASES['poolformer-s12'], 'cuda', with_compiler=True)
     assert 'timm compiled' in gpu and not [f for f in gpu if networks.get_file(f)]
     files = {networks.get_file(form) for form in networks.FORMS if 'openvino' in form}
     assert len(files) == 6  # timm's and five of ours
