@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import mmpatch
 from mmpatch.deployment import ExportError
+from mmpatch.deployment.export import DIMS
 from mmpatch.engine.tool import make_parser, read_config
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'pt2': '.pt2'}
@@ -105,9 +106,6 @@ def describe_use(args: Any, file: Path, metadata: dict[str, Any]) -> str:
         lines += ['for TensorRT (not run here):']
         lines += [f'  trtexec --onnx={file} {free}--fp16 --saveEngine={file.stem}.engine']
     return '\n'.join(lines)
-
-
-DIMS = ('batch', 'height', 'width')
 
 
 def main() -> None:

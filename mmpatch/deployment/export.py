@@ -21,6 +21,7 @@ from mmpatch.deployment.files import (
     CompiledFile,
     ExportError,
     ProgramFile,
+    Run,
     find_format,
     first_line,
     import_package,
@@ -94,8 +95,7 @@ def export(
     try:
         original = copy.deepcopy(model).cpu().float()
         reference = make_graph(original, normalize, preprocessor, size)
-        can_fold = fold and _find(original, MetaFormer)
-        network: Any = deploy(original) if can_fold else copy.deepcopy(original)
+        network = deploy(original) if fold and _find(original, MetaFormer) else original
         if found.suffix != '.pt2':
             network = use_engine_forms(network, found.suffix, better=fold)
         graph = make_graph(network, normalize, preprocessor, size)
@@ -127,7 +127,8 @@ def export(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
             part = Path(folder) / path.name
             _write(found, part, program, metadata, images)
-            differences = [_compare(part, x, reference) for x in batches]
+            _, run = read_file(part)
+            differences = [_compare(run, x, reference) for x in batches]
             difference = torch.tensor(differences).max().item()  # keeps NaN, unlike max()
             limit = TOLERANCES[precision]
             if not difference <= limit:
@@ -278,8 +279,7 @@ def _write(found: Any, part: Path, program: Any, metadata: Any, images: Any) -> 
         raise ExportError(f'{name} cannot express this network: {first_line(error)}') from error
 
 
-def _compare(part: Path, x: Tensor, reference: Any) -> float:
-    _, run = read_file(part)
+def _compare(run: Run, x: Tensor, reference: Any) -> float:
     with torch.no_grad(), torch.autocast('cpu', enabled=False):
         expected = reference(x)
     try:
