@@ -103,14 +103,18 @@ class RelativePosition(nn.Module):
     def forward(self, q: Tensor, size: Grid) -> Tensor:
         """Queries (B, heads, N, head_dim) of an (H, W) grid -> (B, heads, N, N)."""
         grid = q.unflatten(2, tuple(size))
-        rows = torch.einsum('bmhwc,hkc->bmhwk', grid, _distances(self.h, size[0]))
-        columns = torch.einsum('bmhwc,wkc->bmhwk', grid, _distances(self.w, size[1]))
+        rows = self.multiply(grid, _distances(self.h, size[0]))
+        columns = self.multiply(grid.transpose(2, 3), _distances(self.w, size[1])).transpose(2, 3)
         return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
+
+    def multiply(self, lines: Tensor, tables: Tensor) -> Tensor:
+        """Lines (B, heads, L, M, C) of queries, and a table (L, C, L) -> (B, heads, L, M, L)."""
+        return lines @ tables
 
 
 def _distances(table: Tensor, length: int) -> Tensor:
-    """(L, L, C) with the vector of distance i - j at (i, j)."""
+    """(L, C, L) with the vector of distance i - j at (i, :, j)."""
     if len(table) != 2 * length - 1:
         table = F.interpolate(table.T[None], size=2 * length - 1, mode='linear')[0].T
     at = torch.arange(length, device=table.device)
-    return table[at[:, None] - at[None, :] + length - 1]
+    return table[at[:, None] - at[None, :] + length - 1].mT

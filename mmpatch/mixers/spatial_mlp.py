@@ -72,7 +72,8 @@ class SpatialMLP(StaticMixer):
             _log_other_grid(self.grid, self.other_grids)
         if self.other_grids == 'resample' or size == self.grid:
             return self._mix(x)
-        return merge_windows(self._mix(split_windows(x, self.grid)), size)
+        windows = split_windows(x.permute(0, 2, 3, 1), self.grid).permute(0, 3, 1, 2)
+        return merge_windows(self._mix(windows).permute(0, 2, 3, 1), size).permute(0, 3, 1, 2)
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N), the same for every input of one size.

@@ -34,21 +34,21 @@ class Windowed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        windows = split_windows(x, (self.window_size, self.window_size))
-        return merge_windows(self.mixer(windows), x.shape[2:])
+        windows = split_windows(x.permute(0, 2, 3, 1), (self.window_size, self.window_size))
+        mixed = self.mixer(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return merge_windows(mixed, x.shape[2:]).permute(0, 3, 1, 2)
 
 
-def split_windows(x: Tensor, window: Grid) -> Tensor:
-    """(B, C, H, W) -> (B * windows, C, *window), padded at the bottom and the right."""
-    x = F.pad(x, (0, -x.shape[3] % window[1], 0, -x.shape[2] % window[0]))
-    grid = x.permute(0, 2, 3, 1).unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
-    return grid.transpose(2, 3).flatten(0, 2).permute(0, 3, 1, 2)
+def split_windows(grid: Tensor, window: Grid) -> Tensor:
+    """(B, H, W, C) -> (B * windows, *window, C), padded at the bottom and the right."""
+    grid = F.pad(grid, (0, 0, 0, -grid.shape[2] % window[1], 0, -grid.shape[1] % window[0]))
+    windows = grid.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
+    return windows.transpose(2, 3).flatten(0, 2)
 
 
 def merge_windows(windows: Tensor, size: Grid) -> Tensor:
-    """Inverse of :func:`split_windows` for a map of (H, W) tokens; what was padded is cut off."""
-    height, width = windows.shape[2:]
+    """Inverse of :func:`split_windows` for a grid (H, W); what was padded is cut off."""
+    height, width = windows.shape[1:3]
     rows, columns = -(-size[0] // height), -(-size[1] // width)
-    grid = windows.permute(0, 2, 3, 1).unflatten(0, (-1, rows, columns))
-    whole = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return whole[:, : size[0], : size[1]].permute(0, 3, 1, 2)
+    grid = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return grid[:, : size[0], : size[1]]
