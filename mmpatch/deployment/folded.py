@@ -84,12 +84,15 @@ class TokenNorm(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """:class:`mmpatch.mixers.Attention` of tokens, over all of them or within windows."""
+    """:class:`mmpatch.mixers.Attention` of tokens, over all of them or within windows.
+
+    Queries, keys and values have a product each, as in :class:`GatedAggregation`.
+    """
 
     def __init__(self, mixer: Any, window_size: int | None = None) -> None:
         super().__init__()
-        self.qkv, self.proj, self.rel_pos = mixer.qkv, mixer.proj, mixer.rel_pos
-        self.num_heads = mixer.num_heads
+        self.parts = nn.ModuleList(split_product(mixer.qkv, 3))
+        self.proj, self.rel_pos, self.num_heads = mixer.proj, mixer.rel_pos, mixer.num_heads
         self.window_size = window_size
 
     def forward(self, tokens: Tensor, size: Grid) -> Tensor:
@@ -97,15 +100,14 @@ class TokenAttention(nn.Module):
         if self.window_size is None:
             return self.attend(tokens, size)
         window = (self.window_size, self.window_size)
-        windows = split_windows(tokens.unflatten(1, tuple(size)).permute(0, 3, 1, 2), window)
-        mixed = self.attend(windows.permute(0, 2, 3, 1).flatten(1, 2), window)
-        maps = merge_windows(mixed.unflatten(1, window).permute(0, 3, 1, 2), size)
-        return maps.permute(0, 2, 3, 1).flatten(1, 2)
+        windows = split_windows(tokens.unflatten(1, tuple(size)), window)
+        mixed = self.attend(windows.flatten(1, 2), window).unflatten(1, window)
+        return merge_windows(mixed, size).flatten(1, 2)
 
     def attend(self, tokens: Tensor, size: Grid) -> Tensor:
         """(B, N, C) of an (H, W) grid -> (B, N, C)."""
-        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        parts = [part(tokens).unflatten(2, (self.num_heads, -1)) for part in self.parts]
+        q, k, v = (part.transpose(1, 2) for part in parts)
         bias = None if self.rel_pos is None else self.rel_pos(q, size)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(mixed.transpose(1, 2).flatten(2))
@@ -140,13 +142,13 @@ class GatedAggregation(nn.Module):
         return self.proj(torch.addcmul(self.static(parts[2]), mixed, self.alpha))
 
 
-def split_product(product: nn.Conv2d, count: int) -> list[nn.Conv2d]:
-    """Products that give equal shares of the output channels of a 1x1 convolution each."""
+def split_product(product: Any, count: int) -> list[nn.Module]:
+    """Products that give equal shares of the output channels of a product each."""
     weights = product.weight.chunk(count)
     biases = [None] * count if product.bias is None else product.bias.chunk(count)
     parts = [copy.deepcopy(product) for _ in weights]
     for part, weight, bias in zip(parts, weights, biases, strict=True):
-        part.out_channels = len(weight)
+        setattr(part, 'out_channels' if weight.ndim == 4 else 'out_features', len(weight))
         part.weight = nn.Parameter(weight.clone())
         part.bias = None if bias is None else nn.Parameter(bias.clone())
     return parts
