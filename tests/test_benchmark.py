@@ -31,6 +31,7 @@ INFERENCE = {
     'error': {'mmpatch': 2e-6, 'mmpatch exported openvino bf16': 4e-3},
     'seconds': SECONDS,
     'page_faults': {'kept': dict.fromkeys(SECONDS['kept'], 0), 'glibc': {'timm': 7}},
+    'layers': {'timm openvino f32': {'MVN': 0.02, 'Convolution': 0.06, 'Pad': 0.01}},
 }
 PLAIN = {'mmpatch': 0.4, 'mmpatch plain openvino f32': 0.3, 'mmpatch exported openvino f32': 0.1}
 CONTAINER = {**INFERENCE, 'missing': {}, 'seconds': {'kept': PLAIN}}
@@ -69,6 +70,7 @@ def test_tables_are_computed_from_the_result(report):
         'mmpatch exported openvino f32 (kept) over timm openvino f32 (kept) | 2.00 | -',
         'mmpatch exported openvino f32 (kept) over mmpatch plain openvino f32 (kept) | - | 3.00',
         'mmpatch exported openvino bf16 (kept) over timm openvino bf16 (kept) | 1.50 | -',
+        'net | timm openvino f32 | 60.0 | 0.0 | 20.0 | 0.0 | 0.0 | 0.0 | 0.0 | 10.0 | 90.0',
         # ours with the heap kept only, the others with any, and in this precision only
         'net | mmpatch exported openvino f32 (kept), 50.0 ms | timm openvino f32 (glibc), 80.0 ms'
         ' | 1.60',
@@ -156,4 +158,4 @@ def test_comparisons_name_forms_that_exist(load):
     gpu = networks.list_forms(networks.CASES['poolformer-s12'], 'cuda', with_compiler=True)
     assert 'timm compiled' in gpu and not [f for f in gpu if networks.get_file(f)]
     files = {networks.get_file(form) for form in networks.FORMS if 'openvino' in form}
-    assert len(files) == 6  # timm's and five of ours
+    assert len(files) == 9  # timm's two and seven of ours

@@ -471,12 +471,12 @@ def test_the_tool_exports_a_backbone_for_its_host(to, suffix, tmp_path, monkeypa
     cfg = Config.fromfile(config)
     model = HOST_MODELS.build(cfg.model).eval()
     golden.randomize(model.backbone)
-    checkpoint, file = tmp_path / 'a.pth', tmp_path / f'a{suffix}'
+    checkpoint, file = tmp_path / 'a.pth', tmp_path / f'a b{suffix}'
     torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': None}}, checkpoint)
     arguments = ['--to', to, '--part', 'backbone', '--input-size', 1, 64, 96, '--dynamic']
     call_tool(monkeypatch, 'tools/export.py', config, checkpoint, *arguments, '--out', file)
     said = capsys.readouterr().out
-    assert f'model.backbone.file={file}' in said
+    assert f"'model.backbone.file={file}'" in said  # for a shell
     assert ('trtexec' in said) == (to == 'onnx')
     cfg.model.backbone = {'type': 'mmpatch.ExportedBackbone', 'file': str(file)}
     check_model(cfg.model, 'mmdet')

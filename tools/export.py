@@ -8,6 +8,7 @@ file is kept if the engine's outputs match torch's at three sizes. Without CHECK
 are initialised as the config says.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,9 @@ def describe_use(args: Any, file: Path, metadata: dict[str, Any]) -> str:
             *(['model.neck=None'] if args.part == 'pyramid' else []),
         ]
         lines += ['to evaluate it, with your own --cfg-options:']
-        lines += [f'  python tools/test.py {args.config} {args.checkpoint or "CHECKPOINT"} \\']
-        lines += ['    --cfg-options ' + ' '.join(options)]
+        files = shlex.join([args.config, args.checkpoint or 'CHECKPOINT'])
+        lines += [f'  python tools/test.py {files} \\']
+        lines += [f'    --cfg-options {shlex.join(options)}']
     if args.to == 'onnx':
         batch, height, width = args.input_size
         least = [1 if n in args.dynamic else s for n, s in zip(DIMS, args.input_size, strict=True)]
@@ -104,7 +106,9 @@ def describe_use(args: Any, file: Path, metadata: dict[str, Any]) -> str:
         free = f'--minShapes=image:{least[0]}x3x{least[1]}x{least[2]} ' if args.dynamic else ''
         free += f'--optShapes={shapes} --maxShapes={shapes} ' if args.dynamic else ''
         lines += ['for TensorRT (not run here):']
-        lines += [f'  trtexec --onnx={file} {free}--fp16 --saveEngine={file.stem}.engine']
+        engine = f'{file.stem}.engine'
+        paths = [shlex.quote(f'--{k}={v}') for k, v in (('onnx', file), ('saveEngine', engine))]
+        lines += [f'  trtexec {paths[0]} {free}--fp16 {paths[1]}']
     return '\n'.join(lines)
 
 

@@ -9,9 +9,9 @@ run compare; times of different runs do not. The addresses of tensors differ bet
 move times by some percent, so medians are taken over several pairs; ``--pairs 1 --repeats 9`` is
 shorter. Forms are listed in ``networks.py``. Before the first turn the output of each is compared
 with that of timm's module, whose weights all have. Prints medians, page faults, errors and, for
-training, what autograd keeps.
-Compiled forms need a C++ compiler, those in engines the extra ``[export]``. ``--device cuda`` times
-on a GPU, where there is one heap only and no engine.
+training, what autograd keeps; of OpenVINO's forms also what its layers take, with its own counters.
+Compiled forms need a C++ compiler, those in engines the extras ``[onnx]`` and ``[openvino]``.
+``--device cuda`` times on a GPU, where there is one heap only and no engine.
 """
 
 import argparse
@@ -33,7 +33,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import CASES, inference, list_forms, read_flags, training, write_files
+from networks import (
+    CASES,
+    inference,
+    list_forms,
+    profile_layers,
+    read_flags,
+    training,
+    write_files,
+)
 from report import HEAPS, PACKAGES, USES, draw, make_tables, write_tables
 
 from mmpatch.engine.memory import keep_freed_memory
@@ -100,6 +108,9 @@ def compare(name: str, use: str, args: argparse.Namespace) -> dict[str, Any]:
             forms = [form for form in forms if form not in found['missing']]
         for _ in range(args.pairs):
             figures = take_turns(name, use, forms, Path(folder), args, turns)
+        if use == 'inference':
+            engine = [form for form in forms if 'openvino' in form]
+            found['layers'] = {form: profile_layers(name, Path(folder), form) for form in engine}
     found['error' if use == 'inference' else 'kept_bytes'] = figures
     for i, figure in enumerate(('seconds', 'page_faults')):
         found[figure] = {
@@ -189,8 +200,6 @@ def main() -> None:
         if args.pairs * args.repeats < 7:
             parser.error(f'{args.pairs} pairs of {args.repeats}: a median needs at least 7 in all')
         result = run(args)
-        if args.out:
-            args.out.write_text(json.dumps(result, indent=1) + '\n')
     tables = make_tables(result)
     if args.write:
         write_tables(args.write, 'benchmark.py', tables)
@@ -200,8 +209,11 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the arguments name."""
-    networks: dict[str, Any] = {}
+    """Measure what the arguments name, and write it after each network."""
+    torch.set_num_threads(args.threads)
+    command = ' '.join(['python', 'tools/analysis/benchmark.py', *sys.argv[1:]])
+    result = {'command': command, 'threads': args.threads, **describe_machine()}
+    networks = result['networks'] = {}
     for name in args.networks:
         for use in args.what:
             if use in CASES[name].uses:
@@ -209,9 +221,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 networks.setdefault(name, {})[use] = compare(name, use, args)
                 took = time.monotonic() - start
                 print(f'{name}, {use}: {took:.0f} s', file=sys.stderr, flush=True)
-    command = ' '.join(['python', 'tools/analysis/benchmark.py', *sys.argv[1:]])
-    result = {'command': command, 'threads': args.threads, **describe_machine()}
-    return {**result, 'networks': networks}
+                if args.out:
+                    args.out.write_text(json.dumps(result, indent=1) + '\n')
+    return result
 
 
 if __name__ == '__main__':

@@ -2,12 +2,15 @@
 
 A form is a way to run a network: 'timm' is timm's module as it is made, 'channels_last' a copy in
 that memory format, 'compiled' is ``torch.compile``, 'bf16' behind torch's forms is autocast,
-'onnxruntime' and 'openvino' run a graph in a file. Ours is plain, compiled, 'deployed' (folded) or
-'exported' (folded, in a file). CONTAINER, which timm lacks, has its 'plain' graph in a file.
+'onnxruntime' and 'openvino' run a graph in a file: for inputs of this size or, where it is 'free',
+of any size. Ours is plain, compiled, 'deployed' (folded) or 'exported' (folded, in a file).
+CONTAINER, which timm lacks, has its 'plain' graph in a file.
 """
 
 import copy
-from collections.abc import Callable
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import mmpatch
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
+from mmpatch.deployment.export import DIMS
 
 Forms = dict[str, Callable[[], Any]]
 #: Relative error of float32 forms that is taken for rounding.
@@ -33,6 +37,8 @@ FORMS = (
     *('timm channels_last bf16', 'timm openvino bf16', 'mmpatch deployed bf16'),
     *('mmpatch plain openvino bf16', 'mmpatch exported openvino bf16'),
     'mmpatch exported openvino int8',
+    *('timm openvino free f32', 'mmpatch exported openvino free f32'),
+    *('timm openvino free bf16', 'mmpatch exported openvino free bf16'),
 )
 EAGER = ('timm', 'timm channels_last', 'mmpatch', 'mmpatch deployed')
 SUFFIXES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
@@ -77,16 +83,16 @@ CASES = {
         partial(make_poolformer, 'm36'), 'poolformer_m36', SQUARE, glibc=EAGER, without=SLOW
     ),
     'convmixer-768-32': Case(
-        make_convmixer, 'convmixer_768_32', (2, 3, 224, 224), without=('int8',)
+        make_convmixer, 'convmixer_768_32', (2, 3, 224, 224), without=('int8', 'free')
     ),
-    'container-light': Case(make_container, None, SQUARE, uses=USES, without=SLOW),
+    'container-light': Case(make_container, None, SQUARE, uses=USES, without=(*SLOW, 'free')),
     'vit-base': Case(
         make_vit,
         'vit_base_patch16_224',
         (2, 3, 384, 384),
         {'img_size': 384},
         glibc=EAGER,
-        without=SLOW,
+        without=(*SLOW, 'free'),
     ),
     'vit-base-windowed': Case(
         make_windowed,
@@ -94,7 +100,10 @@ CASES = {
         (1, 3, 1024, 1024),
         {'neck_chans': 0},
         glibc=('timm',),
-        without=('channels_last', 'onnxruntime', 'mmpatch compiled', 'deployed bf16', 'int8'),
+        without=(
+            *('channels_last', 'onnxruntime', 'mmpatch compiled', 'deployed bf16'),
+            *('int8', 'free'),
+        ),
     ),
 }
 
@@ -104,6 +113,7 @@ def get_file(form: str) -> str | None:
     for engine, suffix in SUFFIXES.items():
         if engine in form:  # of timm there is one graph, whose precision the engine chooses
             kind = [] if form.startswith('timm') else [form.split()[1], get_precision(form)]
+            kind += ['free'] if 'free' in form else []
             return '-'.join([form.split()[0], *kind]) + suffix
     return None
 
@@ -186,16 +196,17 @@ class Networks:
         return torch.no_grad()(lambda: call(x))
 
     def write_file(self, form: str, file: Path) -> None:
-        """Write the graph that a form runs, for the size of the input alone."""
+        """Write the graph that a form runs, for the size of the input alone unless it is free."""
+        dynamic = ('batch', 'height', 'width') if 'free' in form else ()
         if form.startswith('timm'):
-            convert_peer(self.peer, self.x, file)
+            convert_peer(self.peer, self.x, file, dynamic)
             return
         precision = get_precision(form)
         mmpatch.export(
             self.model,
             str(file),
             input_size=tuple(self.x.shape),
-            dynamic=(),
+            dynamic=dynamic,
             fold='plain' not in form,
             precision=precision,
             calibration=[self.x] if precision == 'int8' else None,
@@ -214,8 +225,9 @@ def copy_weights(peer: Any, model: MetaFormer) -> None:
         raise ValueError(f"timm's {type(peer).__name__} has no {lost}")
 
 
-def convert_peer(peer: Features, x: Tensor, file: Path) -> None:
+def convert_peer(peer: Features, x: Tensor, file: Path, dynamic: Sequence[str] = ()) -> None:
     """Write timm's graph as a user would, without rounding its weights."""
+    free = {DIMS[name]: torch.export.Dim.DYNAMIC for name in dynamic}
     if file.suffix == '.onnx':
         torch.onnx.export(peer, (x,), file, dynamo=True)
         return
@@ -223,10 +235,11 @@ def convert_peer(peer: Features, x: Tensor, file: Path) -> None:
     from openvino.frontend import OpConversionFailure
 
     try:
-        graph = openvino.convert_model(torch.export.export(peer, (x,)))
+        program = torch.export.export(peer, (x,), dynamic_shapes=(free or None,))
+        graph = openvino.convert_model(program)
     except OpConversionFailure:  # SAM's positions have no rule there, so it is traced
         graph = openvino.convert_model(peer, example_input=x)
-    graph.reshape(list(x.shape))
+    graph.reshape([-1 if i in free else n for i, n in enumerate(x.shape)])
     openvino.save_model(graph, file, compress_to_fp16=False)
 
 
@@ -236,24 +249,39 @@ def load_file(file: Path, form: str) -> Callable[[Tensor], Any]:
         from mmpatch.deployment import ExportedBackbone
 
         return ExportedBackbone(file=str(file)).eval()
-    threads = torch.get_num_threads()
     if file.suffix == '.onnx':
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
         (node,) = session.get_inputs()
         return lambda x: session.run(None, {node.name: x.numpy()})
+    request = compile_openvino(file, form)
+    return lambda x: request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0]
+
+
+def compile_openvino(file: Path, form: str, **settings: Any) -> Any:
+    """A request of OpenVINO in one stream, in the precision of a form."""
     import openvino
 
-    settings = {
-        'INFERENCE_NUM_THREADS': threads,
-        'NUM_STREAMS': 1,
-        'INFERENCE_PRECISION_HINT': get_precision(form),
-    }
-    request = openvino.Core().compile_model(file, 'CPU', settings).create_infer_request()
-    return lambda x: request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0]
+    settings |= {'INFERENCE_NUM_THREADS': torch.get_num_threads(), 'NUM_STREAMS': 1}
+    settings['INFERENCE_PRECISION_HINT'] = 'f32' if get_precision(form) == 'f32' else 'bf16'
+    return openvino.Core().compile_model(file, 'CPU', settings).create_infer_request()
+
+
+def profile_layers(name: str, folder: Path, form: str, calls: int = 5) -> dict[str, float]:
+    """Seconds that OpenVINO's layers of each type take: medians of some calls, after two others."""
+    request = compile_openvino(folder / get_file(form), form, PERF_COUNT=True)
+    x = torch.randn(CASES[name].size).numpy()
+    turns: list[Counter[str]] = []
+    for _ in range(calls + 2):
+        request.infer([x])
+        turns.append(Counter())
+        for layer in request.get_profiling_info():
+            turns[-1][layer.node_type] += layer.real_time.total_seconds()
+    types = (key for key, seconds in turns[-1].most_common() if seconds)
+    return {key: statistics.median(turn[key] for turn in turns[2:]) for key in types}
 
 
 def write_files(name: str, folder: Path, forms: list[str], threads: int) -> dict[str, str]:

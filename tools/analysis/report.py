@@ -10,6 +10,8 @@ USES = ('inference', 'training')
 HEAPS = ('kept', 'glibc')
 PRECISIONS = {'f32': 'float32', 'bf16': 'bf16', 'int8': 'int8'}
 PACKAGES = ('python', 'torch', 'timm', 'openvino', 'onnxruntime', 'nncf', 'mmdet')
+#: Types of OpenVINO's layers with a column of their own. Attention is a subgraph, too.
+LAYERS = ('Convolution', 'FullyConnected', 'MVN', 'AvgPool', 'Subgraph', 'Transpose', 'Reorder')
 #: A form of ours, with the heap kept, the one that it is compared with, and the heap of that.
 COMPARISONS = (
     ('mmpatch', 'timm channels_last', 'kept'),
@@ -26,6 +28,8 @@ COMPARISONS = (
     ('mmpatch exported openvino bf16', 'mmpatch plain openvino bf16', 'kept'),
     ('mmpatch exported openvino bf16', 'timm', 'glibc'),
     ('mmpatch exported openvino int8', 'mmpatch exported openvino bf16', 'kept'),
+    ('mmpatch exported openvino free f32', 'timm openvino free f32', 'kept'),
+    ('mmpatch exported openvino free bf16', 'timm openvino free bf16', 'kept'),
 )
 #: Colours of Okabe and Ito, which the colour-blind tell apart; and how a precision is hatched.
 COLOURS = {'timm': '#E69F00', 'mmpatch plain': '#56B4E9', 'mmpatch': '#0072B2'}
@@ -75,6 +79,10 @@ def make_tables(result: dict[str, Any]) -> str:
         if ratios:
             lines += [f'Times faster in {use} (in parentheses: the heap):', '']
             lines += join_table(['forms', *found], ratios)
+        layers = list(list_layers(found))
+        if layers:
+            lines += ['Milliseconds of layers in OpenVINO, by its names of their types:', '']
+            lines += join_table(['network', 'form', *LAYERS, 'others', 'all'], layers)
         best = list(list_best(found)) if use == 'inference' else []
         if best:
             lines += ['The best float32 form of ours, heap kept, and of all others, any heap:', '']
@@ -111,6 +119,16 @@ def list_ratios(found: dict[str, Any]) -> Iterator[list[str]]:
             cells.append(f'{peer / value:.2f}' if value and peer else '-')
         if set(cells) - {'-'}:
             yield [f'{ours} (kept) over {theirs} ({heap})', *cells]
+
+
+def list_layers(found: dict[str, Any]) -> Iterator[list[str]]:
+    """Cells of what OpenVINO's layers took in each form that it ran."""
+    for name, of in found.items():
+        for form, seconds in of.get('layers', {}).items():
+            known = [seconds.get(key, 0) for key in LAYERS]
+            total = sum(seconds.values())
+            cells = [f'{1e3 * value:.1f}' for value in (*known, total - sum(known), total)]
+            yield [name, form, *cells]
 
 
 def list_best(found: dict[str, Any]) -> Iterator[list[str]]:
