@@ -14,7 +14,14 @@ import mmpatch
 from mmpatch.compat import stand_in
 
 mmcv = pytest.importorskip('mmcv')
-from mmcv.ops import RoIAlign, batched_nms, nms, sigmoid_focal_loss, soft_nms  # noqa: E402
+from mmcv.ops import (  # noqa: E402
+    RoIAlign,
+    batched_nms,
+    multi_scale_deform_attn,
+    nms,
+    sigmoid_focal_loss,
+    soft_nms,
+)
 
 
 def compiled_ops():
@@ -153,6 +160,81 @@ def test_focal_loss_is_that_of_the_detector(torch_seed):
     ours.sum().backward()
     theirs.sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
+
+
+def make_deformable_inputs(shapes, batch=2, heads=3, channels=4, queries=5, points=2, **kwargs):
+    """Value, shapes, starts, locations (a third of them outside the map) and weights."""
+    sizes = [height * width for height, width in shapes]
+    value = torch.randn(batch, sum(sizes), heads, channels, **kwargs)
+    locations = torch.rand(batch, queries, heads, len(shapes), points, 2, **kwargs) * 1.4 - 0.2
+    weights = torch.rand(batch, queries, heads, len(shapes), points, **kwargs)
+    starts = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))])
+    return value, torch.tensor(shapes), starts, locations, weights
+
+
+def deformable_attention(value, shapes, starts, locations, weights, step=64):
+    """As mmcv's module calls it on CUDA; on a CPU it takes a path of its own."""
+    function = multi_scale_deform_attn.MultiScaleDeformableAttnFunction
+    return function.apply(value, shapes, starts, locations, weights, step)
+
+
+@pytest.fixture
+def without_compiled_ops(monkeypatch):
+    """Compiled mmcv has no deformable attention for a CPU."""
+    monkeypatch.setattr(multi_scale_deform_attn, 'ext_module', stand_in)
+
+
+@pytest.mark.parametrize('step', [1, 2, 64])
+@pytest.mark.parametrize(
+    'shapes', [[(1, 1)], [(7, 5)], [(6, 9), (3, 5), (2, 3)], [(1, 8), (8, 1), (4, 4), (1, 1)]]
+)
+def test_deformable_attention_equals_mmcv(without_compiled_ops, torch_seed, shapes, step):
+    value, sizes, starts, locations, weights = make_deformable_inputs(shapes, batch=3)
+    assert ((locations < 0) | (locations > 1)).any(-1).float().mean() > 0.2
+    results = []
+    for ours in (True, False):
+        inputs = [x.clone().requires_grad_() for x in (value, locations, weights)]
+        if ours:
+            out = deformable_attention(inputs[0], sizes, starts, *inputs[1:], step)
+        else:
+            reference = multi_scale_deform_attn.multi_scale_deformable_attn_pytorch
+            out = reference(inputs[0], sizes, *inputs[1:])
+        torch.manual_seed(1)
+        (out * torch.randn_like(out)).sum().backward()
+        results.append([out, *(x.grad for x in inputs)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('shapes', [[(3, 4)], [(4, 3), (2, 2), (1, 3)]])
+def test_deformable_attention_gradient_in_double(without_compiled_ops, torch_seed, shapes):
+    value, sizes, starts, *others = make_deformable_inputs(
+        shapes, batch=1, heads=2, channels=2, queries=3, dtype=torch.float64
+    )
+    inputs = [x.requires_grad_() for x in (value, *others)]
+
+    def attend(value, locations, weights):
+        return deformable_attention(value, sizes, starts, locations, weights)
+
+    assert attend(*inputs).dtype == torch.float64
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_deformable_attention_computes_halves_in_full_precision(
+    without_compiled_ops, torch_seed, dtype
+):
+    """Rounded are the inputs, by mmcv, and the results."""
+    value, sizes, starts, locations, weights = make_deformable_inputs([(6, 9), (3, 5)])
+    halves = [x.to(dtype).requires_grad_() for x in (value, locations, weights)]
+    fulls = [x.detach().float().requires_grad_() for x in halves]
+    out = deformable_attention(halves[0], sizes, starts, *halves[1:])
+    expected = deformable_attention(fulls[0], sizes, starts, *fulls[1:])
+    assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
+    out.sum().backward()
+    expected.sum().backward()
+    for half, full in zip(halves, fulls, strict=True):
+        assert half.grad.dtype == dtype and torch.equal(half.grad, full.grad.to(dtype))
 
 
 @pytest.mark.mmcv_ops

@@ -1,7 +1,8 @@
 """Provides ``mmcv._ext``, the compiled half of mmcv, where it is missing.
 
 ``mmcv-lite`` ships ``mmcv.ops`` without it, and compiled wheels exist for no current torch.
-RetinaNet, Mask R-CNN, DETR and Semantic FPN need only what :mod:`mmpatch.compat.stand_in` has.
+RetinaNet, Mask R-CNN, DETR, Deformable DETR, DINO, Mask2Former and Semantic FPN need only what
+:mod:`mmpatch.compat.stand_in` has.
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ class StandInFinder(MetaPathFinder):
                 return compiled
             except ImportError as error:  # built for another torch, say
                 reason = f'{compiled.origin} cannot be loaded ({error})'
-        print_log(f'mmpatch: {reason}; torchvision stands in for them', logger='current')
+        print_log(f'mmpatch: {reason}; torch and torchvision stand in for them', logger='current')
         return importlib.util.spec_from_file_location(fullname, STAND_IN)
 
 
