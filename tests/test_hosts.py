@@ -31,6 +31,9 @@ PARAMETERS = {
     'poolformer/mask-rcnn_poolformer-s24_fpn_1x_coco.py': 41.04,
     'poolformer/mask-rcnn_poolformer-s36_fpn_1x_coco.py': 50.52,
     'poolformer/detr_poolformer-s12_8xb2-50e_coco.py': 29.08,
+    'poolformer/deformable-detr_poolformer-s12_8xb4-50e_coco.py': 21.62,
+    'poolformer/dino-4scale_poolformer-s12_8xb2-12e_coco.py': 31.39,
+    'poolformer/mask2former_poolformer-s12_8xb2-lsj-50e_coco.py': 31.20,
     'poolformer/fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py': 15.67,
     'poolformer/fpn_poolformer-s24_8xb4-40k_ade20k-512x512.py': 25.14,
     'poolformer/fpn_poolformer-s36_8xb4-40k_ade20k-512x512.py': 34.62,
@@ -39,6 +42,7 @@ PARAMETERS = {
     'container/retinanet_container-light_fpn_1x_coco.py': 30.37,
     'container/mask-rcnn_container-light_fpn_1x_coco.py': 40.29,
     'container/detr_container-light_8xb2-50e_coco.py': 37.79,
+    'container/deformable-detr_container-light_8xb4-50e_coco.py': 30.34,
     'container/fpn_container-light_8xb4-40k_ade20k-512x512.py': 24.39,
 }
 
@@ -166,6 +170,10 @@ def test_levels_have_the_strides_that_heads_assume(name):
         wanted = [first * s / cfg.model.decode_head.feature_strides[0] for s in (4, 8, 16, 32)]
         lengths = [len(head) for head in model.decode_head.scale_heads]
         assert lengths == [1, 2, 4, 6]  # a convolution, then one and an upsampling an octave
+    elif hasattr(model, 'panoptic_head'):
+        wanted = list(cfg.model.panoptic_head.strides)
+    elif cfg.model.type == 'DINO':
+        wanted = [8, 16, 32, 64]
     else:
         wanted = [32]
     assert [level.shape[3] for level in levels] == [ceil(side / stride) for stride in wanted]
@@ -208,6 +216,11 @@ def test_levels_have_the_strides_that_heads_assume(name):
             'vit/fpn_deit-s_8xb2-80k_ade20k-512x512.py',
             {'model.neck.scale_factors': (4, 2, 1, 0.25)},
             r'feature_strides=\[4, 8, 16, 32\] do not grow',
+        ),
+        (
+            'poolformer/mask2former_poolformer-s12_8xb2-lsj-50e_coco.py',
+            {'model.backbone.arch': 'm36'},
+            r'panoptic_head.in_channels=\[64, 128, 320, 512\].*levels have \[96, 192, 384, 768\]',
         ),
         (
             'convmixer/fpn_convmixer-768-32-p8_8xb4-40k_ade20k-512x512.py',
@@ -256,7 +269,12 @@ def small(cfg):
         train = {'rpn_proposal': few, 'rcnn': {'sampler': {'num': 32}}}
         test = {'rpn': few, 'rcnn': {'max_per_img': 5}}
         cfg.merge_from_dict({'model': {'train_cfg': train, 'test_cfg': test}})
+    if cfg.model.get('as_two_stage'):  # its queries are places of the maps
+        cfg.model.num_queries = 50
+    if 'panoptic_head' in cfg.model:
+        cfg.model.train_cfg.num_points = 500
     preprocessor = cfg.model.data_preprocessor
+    preprocessor.pop('batch_augments', None)
     if 'pad_size_divisor' in preprocessor:
         preprocessor.pad_size_divisor = min(preprocessor.pad_size_divisor, 64)
     if 'size' in preprocessor:
@@ -272,7 +290,7 @@ def test_learns_and_predicts_on_odd_sizes(name, torch_seed):
     if cfg.default_scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
 
-        masks = 'roi_head' in cfg.model
+        masks = 'roi_head' in cfg.model or 'panoptic_head' in cfg.model
         shapes = [(3, 97, 130), (3, 64, 90)]
         data = demo_mm_inputs(2, shapes, num_items=[3, 1], num_classes=80, with_mask=masks)
     else:

@@ -70,6 +70,11 @@ def short_side(side, divisor):
     ]
 
 
+def without_guess(recipe):
+    """A recipe where its source has the same network."""
+    return {field: value for field, value in recipe.items() if field != 'guess'}
+
+
 def pyramid(channels, *scales):
     """Neck of an isotropic backbone."""
     return {'neck.in_channels': channels, 'neck.scale_factors': [*scales]}
@@ -145,6 +150,105 @@ DETR = {
     'test': [RESIZE],
     'pad': 32,
     'guess': "PVT's recipe for another backbone",
+}
+SIDES = [[side, 1333] for side in range(480, 801, 32)]
+
+
+def resize_or_crop(longest):
+    """Training transforms of DETR: the image, or a part of it, at a random size."""
+    resize = {'type': 'RandomChoiceResize', 'keep_ratio': True}
+    crop = {'type': 'RandomCrop', 'crop_type': 'absolute_range', 'crop_size': [384, 600]}
+    part = [
+        {**resize, 'scales': [[side, longest] for side in (400, 500, 600)]},
+        {**crop, 'allow_negative_crop': True},
+        {**resize, 'scales': SIDES},
+    ]
+    return [FLIP, {'type': 'RandomChoice', 'transforms': [[{**resize, 'scales': SIDES}], part]}]
+
+
+DEFORMABLE_DETR = {
+    **DETR,
+    'source': 'fundamentalvision/Deformable-DETR; mmdet, deformable-detr_r50_16xb2-50e_coco',
+    'lr': 2e-4,
+    'decay_rules': {
+        'custom_keys': {
+            part: {'lr_mult': 0.1} for part in ('backbone', 'sampling_offsets', 'reference_points')
+        }
+    },
+    'schedule': [multi_step(50, 40)],
+    'batch': (8, 4),
+    'filter': {**NOT_EMPTY, 'filter_empty_gt': False},
+    'train': resize_or_crop(4200),
+    'pad': 1,
+    'guess': 'the recipe of R50, for another backbone',
+}
+ONE_SCALE = {
+    'num_feature_levels': 1,
+    'backbone.out_indices': [3],
+    'neck.in_channels': [512],
+    'neck.num_outs': 1,
+    'encoder.layer_cfg.self_attn_cfg.num_levels': 1,
+    'decoder.layer_cfg.cross_attn_cfg.num_levels': 1,
+}
+DINO = {
+    **DEFORMABLE_DETR,
+    'source': 'IDEA-Research/DINO; mmdet, dino-4scale_r50_8xb2-12e_coco',
+    'lr': 1e-4,
+    'decay_rules': {'custom_keys': {'backbone': {'lr_mult': 0.1}}},
+    'length': {'max_epochs': 12, 'val_interval': 1},
+    'schedule': [multi_step(12, 11)],
+    'batch': (8, 2),
+    'model': {
+        'backbone.arch': 's12',
+        'neck.in_channels': SMALL[1:],
+    },
+}
+EMBEDDING = {'lr_mult': 1.0, 'decay_mult': 0.0}
+MASK2FORMER = {
+    **DEFAULTS,
+    'source': 'facebookresearch/Mask2Former; mmdet, mask2former_r50_8xb2-lsj-50e_coco',
+    'lr': 1e-4,
+    'betas': [0.9, 0.999],
+    'eps': 1e-8,
+    'weight_decay': 0.05,
+    'decay_rules': {
+        'custom_keys': {
+            'backbone': {'lr_mult': 0.1, 'decay_mult': 1.0},
+            **dict.fromkeys(('query_embed', 'query_feat', 'level_embed'), EMBEDDING),
+        },
+        'norm_decay_mult': 0.0,
+    },
+    'clip': {'max_norm': 0.01, 'norm_type': 2},
+    'length': {
+        'max_iters': 368_750,
+        'val_interval': 5000,
+        'dynamic_intervals': [[365_001, 368_750]],
+    },
+    'schedule': multi_step(368_750, 327_778, 355_092, by_epoch=False),
+    'batch': (8, 2),
+    'filter': NOT_EMPTY,
+    'train': [
+        FLIP,
+        {
+            'type': 'RandomResize',
+            'scale': [1024, 1024],
+            'ratio_range': [0.1, 2.0],
+            'resize_type': 'Resize',
+            'keep_ratio': True,
+        },
+        {
+            'type': 'RandomCrop',
+            'crop_size': [1024, 1024],
+            'crop_type': 'absolute',
+            'recompute_bbox': True,
+            'allow_negative_crop': True,
+        },
+        {'type': 'FilterAnnotations', 'min_gt_bbox_wh': [1e-5, 1e-5], 'by_mask': True},
+    ],
+    'test': [RESIZE],
+    'pad': 32,
+    'guess': 'the recipe of R50, for another backbone',
+    'model': {'backbone.arch': 's12', 'panoptic_head.in_channels': SMALL},
 }
 CONTAINER_RETINANET = {
     **RETINANET,
@@ -275,6 +379,12 @@ RECIPES = {
         **DETR,
         'model': {'backbone.arch': 's12', 'neck.in_channels': [512]},
     },
+    'poolformer/deformable-detr_poolformer-s12_8xb4-50e_coco.py': {
+        **DEFORMABLE_DETR,
+        'model': {'backbone.arch': 's12', **ONE_SCALE},
+    },
+    'poolformer/dino-4scale_poolformer-s12_8xb2-12e_coco.py': DINO,
+    'poolformer/mask2former_poolformer-s12_8xb2-lsj-50e_coco.py': MASK2FORMER,
     **{
         f'poolformer/fpn_poolformer-{size}_8xb4-40k_ade20k-512x512.py': {
             **SEMANTIC_FPN,
@@ -302,6 +412,12 @@ RECIPES = {
         'norms': FROZEN,
         'guess': "PVT's recipe; arXiv 2106.01401, Appendix A.4 names no epochs",
         'model': {'backbone.arch': 'light', 'neck.in_channels': [512], **GROUPS},
+    },
+    'container/deformable-detr_container-light_8xb4-50e_coco.py': {
+        **without_guess(DEFORMABLE_DETR),
+        'source': f'arXiv 2106.01401, Appendix A.4; {DEFORMABLE_DETR["source"]}',
+        'norms': FROZEN,
+        'model': {'backbone.arch': 'light', **ONE_SCALE, **GROUPS},
     },
     'container/fpn_container-light_8xb4-40k_ade20k-512x512.py': {
         **GUESSED_SEMANTIC_FPN,
@@ -409,6 +525,9 @@ HOSTS = {
     'RetinaNet': 'mmdet::_base_/models/retinanet_r50_fpn.py',
     'MaskRCNN': 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'DETR': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    'DeformableDETR': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'DINO': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    'Mask2Former': 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
     'EncoderDecoder': 'mmseg::_base_/models/fpn_r50.py',
 }
 #: Parts of a model that other fields of a recipe hold, or that are not part of a recipe.

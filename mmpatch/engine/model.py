@@ -143,7 +143,7 @@ def _check_padding(cfg: Any, strides: list[float], coarsest: float) -> None:
 
 def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
     levels = f'but the levels have strides {strides}'
-    for place, head in _find_parts(cfg, 'model', 'bbox_head', 'rpn_head'):
+    for place, head in _find_parts(cfg, 'model', 'bbox_head', 'rpn_head', 'panoptic_head'):
         given = (head.get('anchor_generator') or {}).get('strides') or strides
         anchors = [_as_list(stride)[0] for stride in given]
         # YOLACT's anchors are spread over the image, at strides that are not whole numbers.
