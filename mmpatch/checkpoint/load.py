@@ -1,6 +1,7 @@
 """Strict loading of published weights into a backbone."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, Tensors, find_layout, list_layouts
-from mmpatch.checkpoint.match import NOT_FINITE, Report, join_names, match_tensors
+from mmpatch.checkpoint.match import (
+    NOT_FINITE,
+    Report,
+    describe_problems,
+    join_names,
+    match_tensors,
+)
 from mmpatch.checkpoint.published import SCHEME, find_published, list_families, list_published
 from mmpatch.compat.safe_load import download
 from mmpatch.compat.weight_files import read_weights
@@ -66,8 +73,12 @@ def load_pretrained(
     return report
 
 
-def load_init_cfg(model: Any) -> bool:
+def load_init_cfg(model: Any, load: Callable[..., Report] = load_pretrained) -> bool:
     """Load the files that ``init_cfg`` names, after MMEngine's other initialisers in it.
+
+    Args:
+        model: A module of MMEngine.
+        load: Called with the model and what a ``Pretrained`` says besides its type.
 
     Returns:
         Whether it names any; if not, nothing is done.
@@ -91,7 +102,7 @@ def load_init_cfg(model: Any) -> bool:
     if pretrained and not model.is_init:
         initialize(model, others)
         for cfg in pretrained:
-            load_pretrained(model, **{key: value for key, value in cfg.items() if key != 'type'})
+            load(model, **{key: value for key, value in cfg.items() if key != 'type'})
         model._is_init = True
     return bool(pretrained)
 
@@ -159,7 +170,7 @@ def fit_tensors(
         with suppress(ValueError):
             if settings := find_arch(type(model), tensors, layout):
                 hint = ', but ' + ', '.join(f'{key}={value!r}' for key, value in settings.items())
-        lines = '; '.join(f'{what}: {join_names(names)}' for what, names in problems.items())
+        lines = describe_problems(problems)
         raise ValueError(f'{where} does not fit this {type(model).__name__}{hint}; {lines}')
     return fitting
 

@@ -140,6 +140,11 @@ def join_names(names: Sequence[str], limit: int = 8) -> str:
     return (', '.join(names[:limit]) or 'none') + more
 
 
+def describe_problems(problems: dict[str, list[str]]) -> str:
+    """What is wrong, each with the names of its first culprits; empty if nothing is."""
+    return '; '.join(f'{what}: {join_names(names)}' for what, names in problems.items() if names)
+
+
 def _place(
     tensors: Tensors, layout: Layout, model: Any, wanted: Tensors
 ) -> Iterator[tuple[str, str | None, Tensor]]:

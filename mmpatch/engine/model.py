@@ -109,7 +109,7 @@ def _find_unread(registry: Any, cfg: Any, maps: list[Tensor], levels: list[Tenso
 
 def _warn_of_unread_outputs(backbone: Any, unread: list[int]) -> None:
     """Warn if outputs that no head reads leave parameters without a gradient."""
-    if not hasattr(backbone, 'stages'):  # an exported file has no parameters
+    if not hasattr(backbone, 'stages'):  # an exported file; timm's networks have no norms here
         return
     first = len(backbone.stem_indices)  # outputs of the stem have no norm
     stages = [backbone.out_indices[i - first] for i in unread if i >= first]

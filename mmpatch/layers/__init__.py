@@ -1,4 +1,4 @@
-"""Layers other than mixers. This is the only folder that imports timm."""
+"""Layers other than mixers. Besides ``TimmBackbone``, only this folder imports timm."""
 
 from timm.layers import DropPath, resample_patch_embed
 
