@@ -23,6 +23,7 @@ MODELS = registry.Registry(
         'mmpatch.mixers',
         'mmpatch.backbones',
         'mmpatch.necks',
+        'mmpatch.heads',
         'mmpatch.deployment',
     ],
 )

@@ -1,4 +1,4 @@
-"""The family of DETR: mmdet's own models without compiled ops."""
+"""The family of DETR: mmdet's own models without compiled ops, and SMCA."""
 
 import random
 from copy import deepcopy
@@ -6,11 +6,16 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 
+import mmpatch
 from mmpatch.compat import stand_in
+from mmpatch.heads import ModulatedDecoder, SpatialPrior
+
+import golden
 
 pytestmark = pytest.mark.hosts
 FEW = {'num_queries': 20, 'encoder': {'num_layers': 2}, 'decoder': {'num_layers': 2}}
@@ -96,3 +101,127 @@ def test_mmdets_own_configs_need_no_compiled_ops(monkeypatch, torch_seed, name):
     for a, b in zip(found, expected, strict=True):
         assert len(a.scores) and a.bboxes.isfinite().all()
         torch.testing.assert_close(a.scores, b.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_prior_equals_the_formula_of_its_authors():
+    """Two heads, a map of 3 x 4 cells, one query with its centre at x = 2, y = 1."""
+    prior = SpatialPrior(dim=4, num_heads=2, smooth=8.0)
+    with torch.no_grad():
+        prior.offset.weight.zero_()
+        prior.offset.bias.copy_(torch.tensor([1.0, -1.0, 0.0, 0.5]))  # x, y of each head
+        prior.scale.bias.copy_(torch.tensor([1.0, 2.0, 0.5, -1.0]))
+        found = prior(torch.randn(1, 1, 4), torch.tensor([[[2.0, 1.0]]]), (3, 4))
+    # head 1, centre (3, 0): (3 - x)^2 + 4 (0 - y)^2; head 2, centre (2, 1.5):
+    # 0.25 (2 - x)^2 + (1.5 - y)^2; both over -8
+    eighths = [
+        [[9, 4, 1, 0], [13, 8, 5, 4], [25, 20, 17, 16]],
+        [[3.25, 2.5, 2.25, 2.5], [1.25, 0.5, 0.25, 0.5], [1.25, 0.5, 0.25, 0.5]],
+    ]
+    torch.testing.assert_close(found, -torch.tensor(eighths).view(1, 2, 1, 12) / 8)
+
+
+def make_decoders(layers=2, dim=8, heads=2):
+    """mmdet's decoder of DETR, and one with priors over the same layers."""
+    from mmdet.models.layers import DetrTransformerDecoder
+
+    attention = {'embed_dims': dim, 'num_heads': heads}
+    cfg = {'self_attn_cfg': attention, 'cross_attn_cfg': attention}
+    cfg['ffn_cfg'] = {'embed_dims': dim, 'feedforward_channels': 16}
+    plain = DetrTransformerDecoder(layers, deepcopy(cfg))
+    return golden.randomize(plain), ModulatedDecoder(plain, smooth=8.0, stride=32).eval()
+
+
+def make_inputs(size=(3, 4), dim=8, queries=5):
+    """Inputs of a decoder for two images, the second one padded by a column."""
+    mask = torch.zeros(2, *size, dtype=torch.bool)
+    mask[1, :, -1] = True
+    tokens = size[0] * size[1]
+    shapes = [(2, queries, dim)] * 2 + [(2, tokens, dim)] * 2
+    names = ('query', 'query_pos', 'memory', 'memory_pos')
+    inputs = {name: torch.randn(shape) for name, shape in zip(names, shapes, strict=True)}
+    pixels = torch.tensor([[128.0, 96.0], [96.0, 96.0]])
+    return {**inputs, 'memory_mask': mask.flatten(1), 'size': size, 'image_sizes': pixels}
+
+
+@pytest.mark.parametrize('padded', [True, False])
+def test_without_a_prior_the_decoder_is_that_of_detr(torch_seed, padded):
+    plain, modulated = make_decoders()
+    inputs = make_inputs()
+    if not padded:
+        inputs['memory_mask'] = None
+    expected = plain(
+        inputs['query'],
+        key=inputs['memory'],
+        value=inputs['memory'],
+        query_pos=inputs['query_pos'],
+        key_pos=inputs['memory_pos'],
+        key_padding_mask=inputs['memory_mask'],
+    )
+    states, _ = modulated(**inputs)
+    assert (states - expected).abs().max() > 0.01  # the prior matters
+    for prior in modulated.priors:
+        torch.nn.init.zeros_(prior.scale.bias)
+    states, _ = modulated(**inputs)
+    torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_head_looks_where_its_prior_is(torch_seed):
+    """A narrow prior leaves one place to each image, head and query: its value goes through."""
+    _, decoder = make_decoders(layers=1)
+    inputs, prior, layer = make_inputs(), decoder.priors[0], decoder.layers[0]
+    torch.nn.init.zeros_(decoder.reference[2].weight)  # centres in the middle of the images
+    torch.nn.init.zeros_(decoder.reference[2].bias)
+    torch.nn.init.zeros_(prior.offset.weight)
+    prior.offset.bias.data = torch.tensor([0.0, 0.5, -1.0, -0.5])
+    torch.nn.init.constant_(prior.scale.bias, 100.0)
+    seen = []
+    layer.cross_attn.attn.register_forward_hook(lambda *args: seen.append(args[2][0]))
+    inputs['image_sizes'][1, 0] = 64.0  # so that the middles are at x, y = (2, 1.5) and (1, 1.5)
+    states, references = decoder(**inputs)
+    assert torch.equal(references, torch.full((2, 5, 2), 0.5)) and states.isfinite().all()
+    attention = layer.cross_attn.attn
+    values = torch.nn.functional.linear(
+        inputs['memory'], attention.in_proj_weight[16:], attention.in_proj_bias[16:]
+    )
+    places = torch.tensor([[2 * 4 + 2, 1 * 4 + 1], [2 * 4 + 1, 1 * 4 + 0]])  # image, head
+    for image in range(2):
+        heads = [values[image, places[image, h], 4 * h : 4 * h + 4] for h in range(2)]
+        expected = attention.out_proj(torch.cat(heads)).expand(5, -1)
+        torch.testing.assert_close(seen[0][:, image], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_smca_is_detr_with_priors(torch_seed):
+    """Parameters, initial values, and boxes that start from the centres."""
+    name = 'smca-detr_poolformer-s12_8xb2-50e_coco.py'
+    cfg = Config.fromfile(mmpatch.config_path(f'poolformer/{name}')).model
+    cfg.backbone.depths = (1, 1, 1, 1)
+    model = build(cfg).eval()
+    dim, heads, layers = 256, 8, 6
+    priors = 2 * dim + 2 * (dim + 1) * 2 * heads
+    reference = (dim + 1) * dim + (dim + 1) * 2
+    decoder = model.decoder
+    assert sum(p.numel() for p in decoder.priors.parameters()) == layers * priors
+    assert sum(p.numel() for p in decoder.reference.parameters()) == reference
+    for prior in decoder.priors:
+        assert not prior.scale.weight.any() and prior.scale.bias.eq(1).all()
+        assert prior.offset.weight.any()
+    torch.nn.init.zeros_(model.bbox_head.fc_reg.weight)
+    torch.nn.init.zeros_(model.bbox_head.fc_reg.bias)
+    data = model.data_preprocessor(make_data(), False)
+    with torch.no_grad():
+        features = model.extract_feat(data['inputs'])
+        outputs = model.forward_transformer(features, data['data_samples'])
+        _, boxes = model.bbox_head(**outputs)
+    torch.testing.assert_close(boxes[-1][..., :2], outputs['references'])
+    assert outputs['references'].std() > 0
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_priors_keep_full_precision_in_half_models(torch_seed, dtype):
+    _, decoder = make_decoders()
+    inputs = make_inputs()
+    expected, _ = decoder(**inputs)
+    with torch.autocast('cpu', dtype):
+        mixed, _ = decoder(**inputs)
+    assert mixed.isfinite().all()
+    torch.testing.assert_close(mixed.float(), expected, rtol=0.1, atol=0.1)

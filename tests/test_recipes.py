@@ -190,6 +190,24 @@ ONE_SCALE = {
     'encoder.layer_cfg.self_attn_cfg.num_levels': 1,
     'decoder.layer_cfg.cross_attn_cfg.num_levels': 1,
 }
+SMCA = {
+    **DETR,
+    'source': 'gaopengcuhk/SMCA-DETR, README, main.py and models/detr.py',
+    'schedule': [multi_step(50, 40)],
+    'filter': {**NOT_EMPTY, 'filter_empty_gt': False},
+    'train': resize_or_crop(1333),
+    'pad': 1,
+    'guess': 'the recipe of R50, for another backbone',
+    'model': {
+        'neck.in_channels': [512],
+        'num_queries': 300,
+        'bbox_head.loss_cls.use_sigmoid': True,
+        'bbox_head.loss_cls.gamma': 2.0,
+        'bbox_head.loss_cls.alpha': 0.25,
+        'bbox_head.loss_cls.loss_weight': 2.0,
+        'train_cfg.assigner.match_costs.0.weight': 2.0,
+    },
+}
 DINO = {
     **DEFORMABLE_DETR,
     'source': 'IDEA-Research/DINO; mmdet, dino-4scale_r50_8xb2-12e_coco',
@@ -383,6 +401,10 @@ RECIPES = {
         **DEFORMABLE_DETR,
         'model': {'backbone.arch': 's12', **ONE_SCALE},
     },
+    'poolformer/smca-detr_poolformer-s12_8xb2-50e_coco.py': {
+        **SMCA,
+        'model': {'backbone.arch': 's12', **SMCA['model']},
+    },
     'poolformer/dino-4scale_poolformer-s12_8xb2-12e_coco.py': DINO,
     'poolformer/mask2former_poolformer-s12_8xb2-lsj-50e_coco.py': MASK2FORMER,
     **{
@@ -418,6 +440,11 @@ RECIPES = {
         'source': f'arXiv 2106.01401, Appendix A.4; {DEFORMABLE_DETR["source"]}',
         'norms': FROZEN,
         'model': {'backbone.arch': 'light', **ONE_SCALE, **GROUPS},
+    },
+    'container/smca-detr_container-light_8xb2-50e_coco.py': {
+        **without_guess(SMCA),
+        'norms': FROZEN,
+        'model': {'backbone.arch': 'light', **SMCA['model'], **GROUPS},
     },
     'container/fpn_container-light_8xb4-40k_ade20k-512x512.py': {
         **GUESSED_SEMANTIC_FPN,
@@ -525,6 +552,7 @@ HOSTS = {
     'RetinaNet': 'mmdet::_base_/models/retinanet_r50_fpn.py',
     'MaskRCNN': 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'DETR': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    'mmpatch.SMCADETR': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
     'DeformableDETR': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     'DINO': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
     'Mask2Former': 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
