@@ -349,6 +349,24 @@ VITDET = {
         'train_cfg.rcnn.assigner.match_low_quality': False,
     },
 }
+NO_DECAY = {'decay_mult': 0.0}
+DINO = {
+    'lr': 1e-4,
+    'weight_decay': 0.05,
+    'constructor': 'mmpatch.LayerDecayOptimWrapperConstructor',
+    'decay_rules': {
+        'decay_rate': 0.7,
+        'flat_decay_mult': 0.0,
+        'custom_keys': dict.fromkeys(('pos_embed', 'cls_token', 'reg_token'), NO_DECAY),
+    },
+    'guess': "PoolFormer's schedule, ViTDet's layer decay, for another network",
+}
+DINOV2 = {
+    'backbone.model_name': 'vit_small_patch14_reg4_dinov2',
+    'backbone.patch_size': 16,
+    'backbone.img_size': 592,
+}
+DINOV3 = {'backbone.model_name': 'vit_small_patch16_dinov3'}
 GUESSED_RETINANET = {
     **RETINANET,
     'weight_decay': 0.05,
@@ -545,6 +563,27 @@ RECIPES = {
         'pixels': HALF,
         'guess': "the paper's recipe for DeiT-B, with weights of AugReg",
         'model': {'backbone.arch': 'base', **FOUR_TAPS, **pyramid([768] * 4, 4, 2, 1, 0.5)},
+    },
+    **{
+        f'timm/mask-rcnn_{name}_sfp_1x_coco.py': {
+            **MASK_RCNN,
+            **DINO,
+            'model': {**model, 'backbone.out_indices': [11], **pyramid(384, 4, 2, 1, 0.5)},
+        }
+        for name, model in (('dinov2-s-reg4', DINOV2), ('dinov3-s', DINOV3))
+    },
+    **{
+        f'timm/fpn_{name}_8xb4-40k_ade20k-512x512.py': {
+            **SEMANTIC_FPN,
+            **DINO,
+            'model': {
+                **model,
+                'backbone.out_indices': [2, 5, 8, 11],
+                **pyramid([384] * 4, 4, 2, 1, 0.5),
+                **ADE20K,
+            },
+        }
+        for name, model in (('dinov2-s-reg4', DINOV2), ('dinov3-s', DINOV3))
     },
 }
 #: Models of the hosts from which the configs start.

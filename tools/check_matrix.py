@@ -41,7 +41,9 @@ TASKS = {
     'detr': 'detr_',
     'semantic-fpn': 'fpn_',
 }
-FAMILIES = sorted({name.split('/')[0] for name in mmpatch.list_configs()} - {'demo'})
+#: Folders of configs; of timm's networks, with the beginnings of their names.
+FAMILIES = sorted({name.split('/')[0] for name in mmpatch.list_configs()} - {'demo', 'timm'})
+FAMILIES += ['timm/dinov2', 'timm/dinov3']
 HEADS: dict[str, dict[str, Any]] = {
     'retinanet': {
         'bbox_head': {'in_channels': WIDTH, 'feat_channels': WIDTH, 'stacked_convs': 1},
@@ -102,21 +104,25 @@ class LossRecorder(Hook):
 def find_family(arch: str) -> str:
     """Folder of the configs of the family that has an architecture."""
     for name in FAMILIES:
-        cfg = Config.fromfile(choose_config(name, 'retinanet'))
-        if arch in MODELS.get(cfg.model.backbone.type).ARCHS:
+        cfg = Config.fromfile(choose_config(name, 'semantic-fpn'))
+        if arch in getattr(MODELS.get(cfg.model.backbone.type), 'ARCHS', ()):
             return name
     sys.exit(f'error: no family has the arch {arch!r}')
 
 
 def choose_config(family: str, task: str) -> str:
-    """Path of the family's config for a task; of several, the one with the shortest name."""
-    start = f'{family}/{TASKS[task]}'
+    """Path of the family's config for a task, the shortest of several; empty if it has none."""
+    folder, _, network = family.partition('/')
+    start = f'{folder}/{TASKS[task]}{network}'
     names = [name for name in mmpatch.list_configs() if name.startswith(start)]
-    return mmpatch.config_path(min(names, key=lambda name: (len(name), name)))
+    return mmpatch.config_path(min(names, key=lambda name: (len(name), name))) if names else ''
 
 
 def shrink_backbone(cfg: Any) -> dict[str, Any]:
     """Settings that make a backbone small; batch norms learn, since nothing is pretrained."""
+    if cfg.type == 'mmpatch.TimmBackbone':
+        taps = (0, 1, 2, 3)[-len(cfg.out_indices) :]
+        return {'depth': 4, 'embed_dim': 96, 'num_heads': 3, 'out_indices': taps}
     with torch.device('meta'):
         whole = MODELS.build({**cfg, 'out_indices': (0, 1, 2, 3), 'init_cfg': None})
     widths = whole.out_channels[-4:]
@@ -277,6 +283,9 @@ def main() -> None:
         for i, (family, arch) in enumerate(columns):
             for task in args.tasks:
                 name = f'{arch or family} {task}'
+                if not choose_config(family, task):
+                    table[task][i] = '-'
+                    continue
                 work_dir = Path(folder) / name.replace(' ', '-').replace('/', '-')
                 try:
                     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
