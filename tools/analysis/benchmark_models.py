@@ -3,11 +3,11 @@
     python tools/analysis/benchmark_models.py --out docs/benchmark_models.json
     python tools/analysis/benchmark_models.py --table docs/benchmark_models.json
 
-The detector is mmdet's, the same but for the backbone: PoolFormer-S12 of mmpatch; timm's in a
-wrapper; and, for orientation, PVT-Tiny and ResNet-18 of mmdet. For inference, backbone and neck of
-mmpatch's detector are also exported to OpenVINO, for images of any size. Times are taken in turns
-in one process that keeps freed memory, peaks in a process for each model and use. Weights are
-random, so predictions are few: what is timed is the network.
+The detector is mmdet's, the same but for the backbone: PoolFormer-S12 of mmpatch; timm's; and, for
+orientation, PVT-Tiny and ResNet-18 of mmdet. For inference, backbone and neck of mmpatch's detector
+are also exported to OpenVINO, for images of any size. Times are taken in turns in one process that
+keeps freed memory, peaks in a process for each model and use. Weights are random, so predictions
+are few: what is timed is the network.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from benchmark import describe_machine, measure
 from mmdet.structures import DetDataSample
@@ -36,19 +35,11 @@ from mmpatch.registry import MODELS
 SIZE = 800, 1344
 
 
-@MODELS.register_module()
-class TimmPoolFormer(nn.Module):
-    """PoolFormer-S12 of timm as a backbone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = timm.create_model('poolformer_s12', features_only=True, out_indices=(1, 2, 3))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> maps of strides 8, 16 and 32."""
-        return self.model(x)
-
-
+TIMM = {
+    'type': 'mmpatch.TimmBackbone',
+    'model_name': 'poolformer_s12',
+    'out_indices': (1, 2, 3),
+}
 PVT = {
     'type': 'mmdet.PyramidVisionTransformer',
     'num_layers': [2, 2, 2, 2],
@@ -56,7 +47,7 @@ PVT = {
 }
 RESNET = {'type': 'mmdet.ResNet', 'depth': 18, 'out_indices': (1, 2, 3), 'norm_eval': True}
 BACKBONES: dict[str, tuple[dict[str, Any] | None, list[int]]] = {
-    'timm PoolFormer-S12': ({'type': 'mmpatch.TimmPoolFormer'}, [128, 320, 512]),
+    'timm PoolFormer-S12': (TIMM, [128, 320, 512]),
     'mmpatch': (None, [128, 320, 512]),
     'mmdet PVT-Tiny': (PVT, [128, 320, 512]),
     'mmdet ResNet-18': (RESNET, [128, 256, 512]),
