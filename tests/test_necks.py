@@ -1,11 +1,11 @@
-"""The simple feature pyramid: its formula, its strides, its errors."""
+"""The pyramids of plain ViTs: their formulas, their strides, their errors."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmpatch.backbones import ConvMixer, VisionTransformer
-from mmpatch.necks import SimpleFeaturePyramid
+from mmpatch.necks import SimpleFeaturePyramid, TapPyramid
 
 VIT = {'arch': 'tiny', 'depths': (1, 1, 1, 1), 'dims': 24}
 
@@ -71,6 +71,39 @@ def test_several_taps_become_a_pyramid():
     assert not tokens
 
 
+def test_taps_equal_their_formula(torch_seed):
+    """As in ViT-Adapter: ConvT, GN, GELU, ConvT for 4, ConvT for 2, nothing, max-pool for 1/2."""
+    neck = TapPyramid([32] * 4, in_stride=16)
+    taps = [torch.randn(1, 32, 4, 6) for _ in range(4)]
+
+    def up(module, y):
+        return F.conv_transpose2d(y, module.weight, module.bias, stride=2)
+
+    first, norm, _, second = neck.levels[0]
+    y = F.group_norm(up(first, taps[0]), 32, norm.weight, norm.bias, 1e-5)
+    expected = [
+        up(second, F.gelu(y)),
+        up(neck.levels[1][0], taps[1]),
+        taps[2],
+        F.max_pool2d(taps[3], 2),
+    ]
+    for out, reference in zip(neck(taps), expected, strict=True):
+        torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
+    assert neck.out_channels == (32,) * 4 and neck.out_strides == (4, 8, 16, 32)
+    assert not neck.levels[1][0].bias.any()
+    assert neck.levels[1][0].weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.1)
+
+
+def test_taps_take_channels_and_odd_maps_from_the_backbone(torch_seed):
+    backbone = VisionTransformer(**VIT)
+    neck = TapPyramid(backbone=backbone, norm_cfg={'type': 'GN', 'num_groups': 4})
+    outs = neck(backbone(torch.randn(2, 3, 48, 80)))
+    assert [tuple(o.shape[2:]) for o in outs] == [(12, 20), (6, 10), (3, 5), (2, 3)]
+    sum(out.square().mean() for out in outs).backward()
+    parameters = [*backbone.named_parameters(), *neck.named_parameters()]
+    assert not [name for name, p in parameters if p.grad is None]
+
+
 @pytest.mark.parametrize(
     ('patch', 'scales', 'strides'),
     [
@@ -109,6 +142,9 @@ def test_wrong_arguments_are_named(kwargs, culprit):
         SimpleFeaturePyramid(**{'in_channels': 16, **kwargs})
 
 
-def test_wrong_number_of_inputs_is_named():
-    with pytest.raises(ValueError, match='made for 1 inputs, got 2'):
-        SimpleFeaturePyramid(16)([torch.ones(1, 16, 4, 4)] * 2)
+@pytest.mark.parametrize('neck', [SimpleFeaturePyramid, TapPyramid])
+def test_wrong_number_of_inputs_is_named(neck):
+    with pytest.raises(ValueError, match=f'{neck.__name__} was made for 1 inputs, got 2'):
+        neck(32)([torch.ones(1, 32, 4, 4)] * 2)
+    with pytest.raises(ValueError, match=f'{neck.__name__} needs in_channels, or a backbone'):
+        neck()

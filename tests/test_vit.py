@@ -471,6 +471,43 @@ def test_published_weights_fit_vitdet(tmp_path):
     assert torch.equal(model.stages[0].blocks[0].token_mixer.qkv.weight, weight)
 
 
+def test_scales_of_one_need_none_in_the_file(tmp_path, torch_seed):
+    """ViT-Adapter trains DeiT with scales on the residual branches, which start at 1."""
+    whole = golden.randomize(VisionTransformer('tiny', **SMALL)).eval()
+    torch.save(whole.state_dict(), tmp_path / 'file.pth')
+    model = VisionTransformer('tiny', **SMALL, layer_scale=1.0).eval()
+    report = checkpoint.load_pretrained(model, tmp_path / 'file.pth')
+    assert len(report.new) == 8 and all('layer_scale' in name for name in report.new)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x)[3], whole(x)[3])
+    small = VisionTransformer('tiny', **SMALL, layer_scale=0.1)
+    with pytest.raises(ValueError, match=r'file lacks: stages\.0\.blocks\.0\.layer_scale1\.scale'):
+        checkpoint.load_pretrained(small, tmp_path / 'file.pth')
+    state = model.state_dict()
+    del state['stages.2.blocks.0.layer_scale1.scale']  # some, but not all
+    torch.save(state, tmp_path / 'file.pth')
+    with pytest.raises(ValueError, match=r'file lacks: stages\.2\.blocks\.0\.layer_scale1\.scale'):
+        checkpoint.load_pretrained(model, tmp_path / 'file.pth')
+
+
+@pytest.mark.parametrize('count', [196, 197])
+def test_the_position_of_a_class_token_that_was_left_out(tmp_path, count, torch_seed):
+    """ViTDet and ViT-Adapter keep it in their files."""
+    import timm
+
+    state = timm.create_model('vit_tiny_patch16_224', depth=4).state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith(('norm', 'head', 'cls'))}
+    state['pos_embed'] = state['pos_embed'][:, 197 - count :]
+    torch.save(state, tmp_path / 'file.pth')
+    model = VisionTransformer('tiny', **SMALL, with_cls_token=False)
+    report = checkpoint.load_pretrained(model, tmp_path / 'file.pth')
+    assert report.dropped == (['positions.cls_pos_embed'] if count == 197 else [])
+    assert torch.equal(model.positions.pos_embed.flatten(2).mT, state['pos_embed'][:, -196:])
+    with pytest.raises(ValueError, match=r'file lacks: positions\.cls_token'):
+        checkpoint.load_pretrained(VisionTransformer('tiny', **SMALL), tmp_path / 'file.pth')
+
+
 def test_stages_of_a_hybrid_are_levels_of_a_pyramid(torch_seed):
     kwargs = {'depths': (1, 1, 1, 1), 'stem_indices': (0, 1), 'out_indices': (3,)}
     model = VisionTransformer('base-r50-s16', **kwargs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmpatch.backbones.metaformer import MetaFormer
 from mmpatch.backbones.vit_conversion import add_patch_bias, convert_arrays, split_positions
-from mmpatch.checkpoint import HALF_STATS, Layout, Published
+from mmpatch.checkpoint import HALF_STATS, Layout, Published, renumber
 from mmpatch.registry import MODELS
 
 TIMM_LAYOUT = Layout(
@@ -20,7 +20,10 @@ TIMM_LAYOUT = Layout(
         (r'patch_embed\.proj\.(.+)', r'stem.conv.\1'),
         (r'blocks\.(\d+)\.attn\.((?:qkv|proj)\..+)', r'blocks.\1.token_mixer.\2'),
         (r'blocks\.(\d+)\.attn\.rel_pos_([hw])', r'blocks.\1.token_mixer.rel_pos.\2'),
-        (r'blocks\.(\d+)\.ls([12])\.gamma', r'blocks.\1.layer_scale\2.scale'),
+        (r'blocks\.(\d+)\.(?:ls([12])\.gamma|gamma([12]))', r'blocks.\1.layer_scale\2\3.scale'),
+        # plain ViTs of ViT-Adapter: a norm for each tap, and what the neck has here
+        (r'norm([1-4])\.(weight|bias)', renumber(r'out_norms.{}.\2', shift=-1)),
+        (r'up[12]\..+', None),
         # the ResNet of a hybrid; its stem is a module of its own unless there is nothing else
         (r'patch_embed\.backbone\.(?:stem\.)?conv\.(.+)', r'stem.root.\1'),
         (r'patch_embed\.backbone\.(?:stem\.)?norm\.(.+)', r'stem.root_norm.\1'),
@@ -126,6 +129,10 @@ def _list_published() -> dict[str, Published]:
         settings = {'arch': arch, 'patch_size': patch}
         entry = Published(url, settings, layout, apache, None, source, HALF_STATS)
         table[f'vit-{arch}{f"-p{patch}" * bool(patch)}{"-original" * original}_in21k'] = entry
+    url = f'{github}jx_vit_base_p16_224-80ecf9dd.pth'  # ImageNet-21k, then fine-tuned on 1k
+    source = 'timm, vision_transformer.py'
+    entry = Published(url, {'arch': 'base'}, timm, apache, None, source, HALF_STATS)
+    table['vit-base-p16_in1k'] = entry
     url = f'{github}jx_vit_base_resnet50_384-9fd3c705.pth'
     settings = {'arch': 'base-r50-s16', 'pretrain_img_size': 384}
     source = 'timm, vision_transformer_hybrid.py'  # ImageNet-21k, then fine-tuned on 1k
@@ -297,7 +304,8 @@ class VisionTransformer(MetaFormer):
             return {}
         patch = kernel.shape[2] if row['resnet'] is None else row['patch']
         count = 0 if tokens is None else tokens.shape[3]
-        return {
+        scaled = any(name and '.layer_scale' in name for name in tensors)
+        return ({'layer_scale': 1.0} if scaled else {}) | {
             'patch_size': patch,
             'pretrain_img_size': tuple(side * patch for side in positions.shape[2:]),
             'with_cls_token': count > 0,

@@ -17,7 +17,8 @@ def split_positions(tensors: Tensors, grid: Grid = None) -> Tensors:
     ``pos_embed`` (1, T + N, C) becomes maps ``positions.pos_embed`` (1, C, H, W) and
     ``positions.cls_pos_embed`` (1, C, 1, T); ``cls_token`` and ``dist_token`` (1, 1, C) become
     ``positions.cls_token`` (1, C, 1, T). If the file has no positions for its tokens (DeiT III),
-    they are zero. The grid is the model's if it has as many places, or else a square.
+    they are zero. If it has the position of a class token that was left out (ViTDet, ViT-Adapter),
+    that one comes by itself. The grid is the model's if it has as many places, or else a square.
 
     Raises:
         ValueError: If the places fill neither grid.
@@ -32,8 +33,10 @@ def split_positions(tensors: Tensors, grid: Grid = None) -> Tensors:
             raise ValueError(f'pos_embed has shape {tuple(positions.shape)}, not (1, tokens, C)')
         count, ahead = positions.shape[1], len(tokens)
         size = _find_grid(count - ahead, grid)
-        if size is None and (size := _find_grid(count, grid)):
+        if size is None and ahead and (size := _find_grid(count, grid)):
             positions = torch.cat([torch.zeros_like(positions[:, :ahead]), positions], 1)
+        if size is None and not ahead and (size := _find_grid(count - 1, grid)):
+            ahead = 1
         if size is None:
             raise ValueError(
                 f'pos_embed has {count - ahead} places, which form no square; say which with '
@@ -41,7 +44,7 @@ def split_positions(tensors: Tensors, grid: Grid = None) -> Tensors:
             )
         maps = positions.transpose(1, 2)
         rest['positions.pos_embed'] = maps[:, :, ahead:].unflatten(2, size)
-        if tokens:
+        if ahead:
             rest['positions.cls_pos_embed'] = maps[:, :, :ahead].unsqueeze(2)
     return rest
 

@@ -12,6 +12,8 @@ from mmpatch.layers import resample_patch_embed
 
 #: Parts of the names of parameters that no published classifier has: they keep their values.
 NEW_PARTS = ('out_norms.', '.rel_pos.')
+#: Scales of 1 change nothing, so that a file without any fits a model that starts so.
+SCALES = '.layer_scale'
 NOT_FINITE = 'numbers that are not finite in'
 #: Kernels that see the image, and kernels that embed patches.
 INPUT_KERNELS = ('stem.conv.weight', 'stem.root.weight')
@@ -95,7 +97,13 @@ def match_tensors(
                 report.resampled.append(f'{name} {here} -> {there}')
     report.matched = list(matched)
     absent = [name for name in wanted if name not in found]
-    report.new = [name for name in absent if any(part in name for part in NEW_PARTS)]
+    scaled = any(SCALES in name for name in found)
+    report.new = [
+        name
+        for name in absent
+        if any(part in name for part in NEW_PARTS)
+        or (SCALES in name and not scaled and _is_one(wanted[name]))
+    ]
     problems = {
         'keys that no rule explains': unknown,
         'keys that the model has no tensor for': surplus,
@@ -196,6 +204,10 @@ def _fit_shape(name: str, tensor: Tensor, like: Tensor, model: Any, adapt: bool)
     elif '.rel_pos.' in name and tensor.shape[1:] == like.shape[1:]:
         tensor = F.interpolate(tensor.float().T[None], size=len(like), mode='linear')[0].T
     return tensor if tensor.shape == like.shape else None
+
+
+def _is_one(tensor: Tensor) -> bool:
+    return not tensor.is_meta and bool((tensor == 1).all())
 
 
 def _is_alike(a: Tensor, b: Tensor) -> bool:

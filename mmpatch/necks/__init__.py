@@ -1,5 +1,5 @@
 """Necks: feature pyramids from the outputs of isotropic backbones."""
 
-from mmpatch.necks.simple_feature_pyramid import SimpleFeaturePyramid
+from mmpatch.necks.simple_feature_pyramid import SimpleFeaturePyramid, TapPyramid
 
-__all__ = ['SimpleFeaturePyramid']
+__all__ = ['SimpleFeaturePyramid', 'TapPyramid']
