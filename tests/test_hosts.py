@@ -346,6 +346,22 @@ def test_metafiles_and_readmes_tell_the_truth(family):
         assert parameters in row and macs in row, name
 
 
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_results_of_metafiles_are_those_of_the_readme(folder):
+    """The first source of each; a config without results has none in the README either."""
+    meta = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())
+    readme = (ROOT / f'configs/{folder}/README.md').read_text().splitlines()
+    for model in meta['Models']:
+        row = next(line for line in readme if f'({model["Name"]}.py)' in line)
+        published = row.split('|')[4]
+        results = model.get('Results', [])
+        assert bool(results) == (published.strip() != 'none'), model['Name']
+        for result in results:
+            if result['Source'] == results[0]['Source']:
+                ((metric, value),) = result['Metrics'].items()
+                assert f'{value} {metric}' in published, model['Name']
+
+
 def test_mim_folder_links_to_the_project():
     for link in ('configs', 'tools', 'model-index.yml'):
         assert (ROOT / 'mmpatch/.mim' / link).resolve() == ROOT / link
