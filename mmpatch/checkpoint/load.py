@@ -117,8 +117,13 @@ def read_checkpoint(source: str) -> Any:
     return CheckpointLoader.load_checkpoint(source, 'cpu')
 
 
-def unwrap(content: Any, source: str, prefix: str = '') -> tuple[Tensors, Report]:
-    """Tensors of the backbone without the prefixes of their keys, and a report on the others."""
+def unwrap(
+    content: Any, source: str, prefix: str = '', prefixes: tuple[str, ...] = PREFIXES
+) -> tuple[Tensors, Report]:
+    """Tensors of the backbone without the prefixes of their keys, and a report on the others.
+
+    Without a ``prefix``, keys lose those of ``prefixes`` that they have.
+    """
     report = Report(source)
     while entries := _list_entries(content):
         named = (entry for entry in entries if prefix.startswith(f'{entry}.'))
@@ -139,7 +144,7 @@ def unwrap(content: Any, source: str, prefix: str = '') -> tuple[Tensors, Report
     if prefix and not any(key.removeprefix('module.').startswith(prefix) for key in tensors):
         keys = f'its keys are such as {join_names(list(tensors))}'
         raise ValueError(f'{source} has no key that starts with {prefix!r}; {keys}')
-    for start in ('module.', prefix) if prefix else PREFIXES:
+    for start in ('module.', prefix) if prefix else prefixes:
         if any(key.startswith(start) for key in tensors):
             report.dropped += (key for key in tensors if not key.startswith(start))
             tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

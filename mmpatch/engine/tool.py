@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: arguments, and the config they run."""
+"""What the tools that train and evaluate share: arguments, and the config they run."""
 
 import argparse
 import importlib
@@ -20,12 +20,20 @@ from mmpatch.engine.model import check_model
 HOSTS = {'mmdet': 'det', 'mmseg': 'seg'}
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Make a parser with the arguments of both tools, named as in mmdet and mmseg."""
+def make_parser(
+    description: str, config: str = 'config', about: str = 'config file of mmdet or mmseg'
+) -> argparse.ArgumentParser:
+    """Make a parser with the arguments of all tools, named as in mmdet and mmseg.
+
+    Args:
+        description: What the tool does.
+        config: Name of its first argument, which says what is run.
+        about: Help on that argument.
+    """
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument('config', help='config file of mmdet or mmseg')
+    result.add_argument(config, help=about)
     result.add_argument('--work-dir', help='where logs and checkpoints go (work_dirs/CONFIG)')
     result.add_argument(
         '--cfg-options',

@@ -1,0 +1,189 @@
+"""Check a released detector or segmentor: names and shapes of its file and, with data, its metric.
+
+    python tools/reproduce.py list
+    python tools/reproduce.py fpn_poolformer-s12_mmseg
+    python tools/reproduce.py retinanet_poolformer-s12 --file FILE --data-root data/coco
+
+configs/released.yml says which files these are, which of our configs has the same network, and what
+was reported. Every tensor of the file must be one of the whole model, and the other way round. The
+config's test then runs on the data, and the exit status is 0 if each metric is within 0.1 (in
+percent, so 0.1 points of AP or mIoU) of what was reported, and 1 otherwise.
+"""
+
+import argparse
+import difflib
+import hashlib
+import importlib
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+
+import mmpatch
+from mmpatch.backbones import MetaFormer
+from mmpatch.checkpoint import rename_in_place
+from mmpatch.checkpoint.load import read_checkpoint, unwrap
+from mmpatch.checkpoint.match import NOT_FINITE, describe_problems
+from mmpatch.compat.safe_load import download
+from mmpatch.engine.tool import make_parser, read_config
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / 'configs/released.yml'
+#: Largest difference from a reported metric, in percent.
+TOLERANCE = 0.1
+KEYS = {'config', 'url', 'page', 'by', 'metrics'}
+
+
+def read_table(file: Path) -> dict[str, dict[str, Any]]:
+    """Read a table of released files, and check its keys.
+
+    Raises:
+        ValueError: If it is none; names the row.
+    """
+    table = yaml.safe_load(file.read_text())
+    rows = table if isinstance(table, dict) else {'': table}
+    for name, row in rows.items():
+        if not isinstance(row, dict) or row.keys() != KEYS or not isinstance(row['metrics'], dict):
+            raise ValueError(f'{file}: {name} must have {", ".join(sorted(KEYS))}')
+    return rows
+
+
+def find_file(row: dict[str, Any], file: str | None) -> str:
+    """Path of a released file, downloaded if its publisher offers a direct link.
+
+    Raises:
+        ValueError: If there is no direct link, or the SHA-256 differs from the published one.
+    """
+    url = row['url']
+    match = re.search(r'-([0-9a-f]{8})\.pth$', url)
+    if file is None:
+        if not url.endswith('.pth'):
+            raise ValueError(f'fetch {url} with a browser and give the file: --file PATH')
+        return str(download(url, sha256=match and match[1]))
+    if match and Path(file).is_file():
+        found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if not found.startswith(match[1]):
+            told = f'its SHA-256 starts with {found[:8]}, not {match[1]}'
+            raise ValueError(f'{file} is not the file that was published at {url}: {told}')
+    return file
+
+
+def load_whole(model: Any, source: str) -> int:
+    """Load a file into a whole model: every tensor of both, or none and an error.
+
+    Backbones may be named as in published code (:func:`mmpatch.checkpoint.rename_in_place`). Necks
+    and heads of mmdet 2 and mmseg 0 have the names of today. On the meta device, names and shapes
+    are checked only.
+
+    Returns:
+        How many tensors there are.
+
+    Raises:
+        ValueError: If a tensor is missing, surplus, misshapen, of another kind or not finite; the
+            message names the culprits.
+        OSError, RuntimeError, pickle.UnpicklingError: If the file cannot be read.
+    """
+    tensors, _ = unwrap(read_checkpoint(source), source, prefixes=('module.',))
+    for name, part in model.named_modules():
+        if isinstance(part, MetaFormer):
+            rename_in_place(part, tensors, f'{name}.')
+    wanted = model.state_dict()
+    both = {name: (tensors[name], like) for name, like in wanted.items() if name in tensors}
+    problems = {
+        'tensors that the file lacks': [name for name in wanted if name not in tensors],
+        'tensors that the model does not have': [name for name in tensors if name not in wanted],
+        'wrong shapes': [
+            f'{name}: {tuple(x.shape)} in the file, {tuple(like.shape)} in the model'
+            for name, (x, like) in both.items()
+            if x.shape != like.shape
+        ],
+        'integers instead of weights': [
+            name
+            for name, (x, like) in both.items()
+            if like.is_floating_point() and not x.is_floating_point()
+        ],
+        NOT_FINITE: [name for name, (x, _) in both.items() if not x.isfinite().all()],
+    }
+    if text := describe_problems(problems):
+        raise ValueError(f'{source} is not this {type(model).__name__}; {text}')
+    if not any(tensor.is_meta for tensor in wanted.values()):
+        model.load_state_dict(tensors)
+    return len(wanted)
+
+
+def compare(expected: dict[str, float], found: dict[str, float]) -> list[str]:
+    """Lines about metrics in percent; those that are too far off start with 'FAILED'."""
+    lines = []
+    for name, value in expected.items():
+        percent = found[name] * (100 if name.startswith('coco/') else 1)
+        difference = percent - value
+        # decimals such as 0.1 are not exact
+        word = 'equal' if abs(difference) <= TOLERANCE + 1e-9 else 'FAILED'
+        lines.append(f'{word}: {name} {percent:.2f}, reported {value}, {difference:+.2f}')
+    return lines
+
+
+def print_table(rows: dict[str, dict[str, Any]]) -> None:
+    for name, row in rows.items():
+        metrics = ', '.join(f'{key} {value}' for key, value in row['metrics'].items())
+        print(f'{name}: {metrics}; {row["by"]}, {row["page"]}\n    {row["url"]}')
+
+
+def check(args: argparse.Namespace) -> bool:
+    """Check one file; whether its metrics are those that were reported."""
+    rows = read_table(args.table)
+    if args.name == 'list':
+        print_table(rows)
+        return True
+    if args.name not in rows:
+        near = ', '.join(difflib.get_close_matches(args.name, rows, cutoff=0.3)) or 'none'
+        raise ValueError(f'no released model {args.name!r}; nearest: {near}. `list` shows all')
+    row = rows[args.name]
+    args.config = mmpatch.config_path(row['config'])
+    if args.data_root:
+        args.cfg_options = {**args.cfg_options, 'data_root': args.data_root}
+    cfg = read_config(args, *(['test'] if args.data_root else []))
+    cfg.model.backbone.init_cfg = None
+    file = find_file(row, args.file)
+    host = importlib.import_module(f'{cfg.default_scope}.utils')
+    host.register_all_modules(init_default_scope=True)
+    with torch.device('meta'):  # before any data is read
+        count = load_whole(MODELS.build(cfg.model), file)
+    print(f'{args.name}: all {count} tensors of {file} are those of {row["config"]}')
+    if not args.data_root:
+        print(f'No --data-root, so nothing was evaluated; reported: {row["metrics"]}')
+        return True
+    runner = Runner.from_cfg(cfg)
+    model: Any = runner.model
+    load_whole(model.module if is_model_wrapper(model) else model, file)
+    lines = compare(row['metrics'], runner.test())
+    print(f'{args.name}, reported by {row["by"]}:', *lines, sep='\n')
+    return not any(line.startswith('FAILED') for line in lines)
+
+
+def main() -> None:
+    arguments = make_parser(
+        __doc__ or '', 'name', "a released model, or 'list' to print all of the table"
+    )
+    arguments.add_argument('--file', help='where the released file is, if it cannot be downloaded')
+    arguments.add_argument('--data-root', help='COCO or ADE20K; without it, nothing is evaluated')
+    arguments.add_argument(
+        '--table', type=Path, default=TABLE, help='another table like configs/released.yml'
+    )
+    args = arguments.parse_args()
+    try:
+        passed = check(args)
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        sys.exit(f'error: {error}')
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == '__main__':
+    main()
