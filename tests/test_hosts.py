@@ -22,6 +22,10 @@ from support import ROOT
 
 pytestmark = pytest.mark.hosts
 CONFIGS = [name for name in mmpatch.list_configs() if not name.startswith('demo/')]
+#: Baselines and timm's networks have no families here.
+OWN = [n for n in CONFIGS if not n.startswith(('baselines/', 'timm/'))]
+#: Configs whose published recipe normalises pixels in another way than their weights expect.
+OTHER_PIXELS = {'vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py'}
 FOLDERS = sorted({name.split('/')[0] for name in CONFIGS})
 #: Parameters of whole models in millions: computed with the authors' code and the hosts' heads.
 PARAMETERS = {
@@ -67,6 +71,8 @@ def build(cfg):
     {'mmdet': register_mmdet, 'mmseg': register_mmseg}[cfg.default_scope](False)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
+    if 'pretrained' in cfg.model:
+        cfg.model.pretrained = None
     return ROOT_MODELS.build(cfg.model)
 
 
@@ -78,34 +84,97 @@ def test_parameters_of_whole_models(name):
     assert millions == pytest.approx(PARAMETERS[name], abs=0.015)
 
 
-def test_parameters_of_vitdet():
+def build_empty(name):
+    """The model without memory for its numbers; mmdet's PVT reads some while it is built."""
+    with torch.device('cpu' if 'pvt' in name else 'meta'):
+        return build(load(name)).to('meta')
+
+
+def count(part):
+    return sum(p.numel() for p in part.parameters())
+
+
+VITDET = {
+    'base': ('b-mae_sfp_16xb4-lsj-100e', 768, 12, 64),
+    'large': ('l-mae_sfp_16xb4-lsj-100e', 1024, 24, 64),
+    'huge': ('h-mae_sfp_16xb4-lsj-75e', 1280, 32, 80),
+}
+CONV, NORMED_CONV = 256 * 256 * 9 + 256, 256 * 256 * 9 + 2 * 256
+MASK_HEAD = 256 * 256 * 4 + 256 + 257 * 80  # behind its four convolutions
+
+
+@pytest.mark.parametrize('task', ['mask-rcnn', 'cascade-mask-rcnn'])
+@pytest.mark.parametrize('arch', VITDET)
+def test_parameters_of_vitdet(arch, task):
     """As detectron2's configuration has it, added up from its layers."""
-    with torch.device('meta'):
-        model = build(load('vit/mask-rcnn_vit-b-mae_sfp_16xb4-lsj-100e_coco.py'))
-
-    def count(part):
-        return sum(p.numel() for p in part.parameters())
-
-    dim, grid = 768, 14 * 14
+    name, dim, depth, head_dim = VITDET[arch]
+    model = build_empty(f'vit/{task}_vit-{name}_coco.py')
+    grid = 14 * 14
     block = 12 * dim * dim + 13 * dim  # qkv, proj, two MLP layers and two norms, with biases
-    relative = 64 * 2 * (8 * 27 + 4 * 127)  # eight windows of 14, four maps of 64
-    # d2 also stores the class token's position, which it never uses; 768 more than here
-    assert count(model.backbone) == 12 * block + relative + dim * (3 * 256 + 1) + dim * grid
+    relative = head_dim * 2 * ((depth - 4) * 27 + 4 * 127)  # windows of 14, four maps of 64
+    # d2 also stores the class token's position, which it never uses; dim more than here
+    vit = depth * block + relative + dim * (3 * 256 + 1) + dim * grid
+    assert count(model.backbone) == vit
 
     def level(channels):
         return channels * 256 + 256 * 256 * 9 + 2 * 512
 
     four = dim * dim // 2 * 4 + dim // 2 + dim + (dim // 2) * (dim // 4) * 4 + dim // 4
     two = dim * dim // 2 * 4 + dim // 2
-    assert count(model.neck) == four + two + level(192) + level(384) + 2 * level(768)
+    neck = four + two + level(dim // 4) + level(dim // 2) + 2 * level(dim)
+    assert count(model.neck) == neck
     assert len(model.rpn_head.rpn_conv) == 2
-    head = model.roi_head.bbox_head
-    assert len(head.shared_convs) == 4 and len(head.shared_fcs) == 1
-    assert head.shared_convs[0].norm.eps == model.roi_head.mask_head.convs[0].norm.eps == 1e-6
-    conv, normed = 256 * 256 * 9 + 256, 256 * 256 * 9 + 2 * 256
-    assert count(model.rpn_head) == 2 * conv + 257 * (3 + 12)
-    assert count(head) == 4 * normed + (256 * 49 + 1) * 1024 + 1025 * (81 + 320)
-    assert count(model.roi_head.mask_head) == 4 * normed + 256 * 256 * 4 + 256 + 257 * 80
+    assert count(model.rpn_head) == 2 * CONV + 257 * (3 + 12)
+    cascade = task != 'mask-rcnn'
+    heads = model.roi_head.bbox_head if cascade else [model.roi_head.bbox_head]
+    for head in heads:
+        assert len(head.shared_convs) == 4 and len(head.shared_fcs) == 1
+        assert head.shared_convs[0].norm.eps == 1e-6
+        boxes = 4 if cascade else 320
+        assert count(head) == 4 * NORMED_CONV + (256 * 49 + 1) * 1024 + 1025 * (81 + boxes)
+    # detectron2's cascade has one mask head, mmdet's has three
+    masks = model.roi_head.mask_head if cascade else [model.roi_head.mask_head]
+    assert len(heads) == len(masks) == (3 if cascade else 1)
+    for mask in masks:
+        assert mask.convs[0].norm.eps == 1e-6
+        assert count(mask) == 4 * NORMED_CONV + MASK_HEAD
+
+
+@pytest.mark.parametrize(
+    ('size', 'dim', 'published'),
+    # of the last one the paper says 98.0, which its layers do not add up to
+    [('t', 192, (26.1, 10.2)), ('s', 384, (43.8, 27.8)), ('b', 768, (113.6, 97.7))],
+)
+def test_parameters_of_plain_vits(size, dim, published):
+    """Added up from the layers of ViT-Adapter's ``ViTBaseline``, FPN and heads."""
+    block = 12 * dim * dim + 13 * dim + 2 * dim  # with the scales of both residual branches
+    vit = 12 * block + dim * (3 * 256 + 1) + dim * 197 + 4 * 2 * dim
+    vit -= dim  # theirs stores the position of the class token, which it does not use
+    scaling = 3 * (dim * dim * 4 + dim) + 2 * dim
+    fpn = 4 * (dim * 256 + 256) + 4 * CONV
+    rpn = CONV + 257 * (3 + 12)
+    boxes = (256 * 49 + 1) * 1024 + 1025 * 1024 + 1025 * (81 + 320)
+    mask = 4 * CONV + MASK_HEAD
+    detector = build_empty(f'vit/mask-rcnn_deit-{size}_tap-fpn_1x_coco.py')
+    total = vit + scaling + fpn + rpn + boxes + mask
+    assert count(detector) == total
+    first, later = 256 * 128 * 9 + 256, 128 * 128 * 9 + 256  # with their batch norms
+    semantic = 4 * first + 3 * later + 129 * 150
+    segmentor = build_empty(f'vit/fpn_deit-{size}_tap-fpn_8xb2-80k_ade20k-512x512.py')
+    assert count(segmentor) == vit + scaling + fpn + semantic
+    millions = total / 1e6, (vit + scaling + fpn + semantic) / 1e6
+    assert millions == pytest.approx(published, abs=0.06)
+
+
+def test_parameters_of_upernet_are_those_of_mmseg():
+    """But for the bias of the patch embedding, which mmseg leaves out."""
+    from mmengine.hub import get_config
+
+    ours = build_empty('vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py')
+    theirs = build(get_config('mmseg::vit/vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512.py'))
+    assert count(ours) - count(theirs) == 768
+    assert count(ours.decode_head) == count(theirs.decode_head)
+    assert count(ours.neck) == count(theirs.neck)
 
 
 @pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
@@ -127,12 +196,11 @@ def test_unknown_arch_is_named_through_the_host():
 
 
 def test_every_family_has_every_task():
-    types = {name: load(name).model.backbone.type for name in CONFIGS}
-    types = {n: type_ for n, type_ in types.items() if type_ != 'mmpatch.TimmBackbone'}
+    types = {name: load(name).model.backbone.type for name in OWN}
     used = {MODELS.get(type_) for type_ in types.values()}  # the first one fills the registry
     assert used == {cls for cls in MODELS.module_dict.values() if getattr(cls, 'ARCHS', None)}
-    for folder in [folder for folder in FOLDERS if folder != 'timm']:
-        mine = [name for name in CONFIGS if name.startswith(f'{folder}/')]
+    for folder in {name.split('/')[0] for name in OWN}:
+        mine = [name for name in OWN if name.startswith(f'{folder}/')]
         assert len({types[name] for name in mine}) == 1, folder
         for task in ('retinanet_', 'mask-rcnn_', 'detr_', 'fpn_'):
             assert [name for name in mine if name.startswith(f'{folder}/{task}')], (folder, task)
@@ -153,10 +221,11 @@ def test_config_parses_and_its_parts_fit(name):
         assert mean == pytest.approx([255 * value for value in told.mean])
         std = cfg.model.data_preprocessor.std
         assert list(std) == pytest.approx([255 * value for value in told.std])
-    elif init:
+    elif init and init.checkpoint.startswith('mmpatch://'):
         entry = mmpatch.checkpoint.PUBLISHED[init.checkpoint.removeprefix('mmpatch://')]
-        assert mean == pytest.approx(entry.normalisation[0])
-        assert list(cfg.model.data_preprocessor.std) == pytest.approx(entry.normalisation[1])
+        pixels = (mean, list(cfg.model.data_preprocessor.std))
+        expected = tuple(map(list, entry.normalisation))
+        assert (pixels == expected) == (name not in OTHER_PIXELS)
         backbone = cfg.model.backbone
         assert (backbone.type, backbone.arch) == (f'mmpatch.{entry.family}', entry.settings['arch'])
 
@@ -173,13 +242,15 @@ def test_levels_have_the_strides_that_heads_assume(name):
         wanted = [s[0] for s in model.bbox_head.prior_generator.strides]
     elif hasattr(model, 'rpn_head'):
         wanted = [s[0] for s in model.rpn_head.prior_generator.strides]
-        roi = model.roi_head.bbox_roi_extractor.featmap_strides
-        assert list(roi) == wanted[: len(roi)]
+        extractors = model.roi_head.bbox_roi_extractor
+        for part in extractors if isinstance(extractors, torch.nn.ModuleList) else [extractors]:
+            assert list(part.featmap_strides) == wanted[: len(part.featmap_strides)]
     elif hasattr(model, 'decode_head'):
         first = side / levels[0].shape[3]  # only ratios count
-        wanted = [first * s / cfg.model.decode_head.feature_strides[0] for s in (4, 8, 16, 32)]
-        lengths = [len(head) for head in model.decode_head.scale_heads]
-        assert lengths == [1, 2, 4, 6]  # a convolution, then one and an upsampling an octave
+        wanted = [first * s / 4 for s in (4, 8, 16, 32)]
+        if hasattr(model.decode_head, 'scale_heads'):
+            lengths = [len(head) for head in model.decode_head.scale_heads]
+            assert lengths == [1, 2, 4, 6]  # a convolution, then one and an upsampling an octave
     elif hasattr(model, 'panoptic_head'):
         wanted = list(cfg.model.panoptic_head.strides)
     elif cfg.model.type == 'DINO':
@@ -233,6 +304,21 @@ def test_levels_have_the_strides_that_heads_assume(name):
             r'panoptic_head.in_channels=\[64, 128, 320, 512\].*levels have \[96, 192, 384, 768\]',
         ),
         (
+            'vit/mask-rcnn_deit-t_tap-fpn_1x_coco.py',
+            {'model.backbone.arch': 'small'},
+            r'neck.in_channels=\[192, 192, 192, 192\], but the backbone gives \[384',
+        ),
+        (
+            'vit/mask-rcnn_deit-t_tap-fpn_1x_coco.py',
+            {'model.backbone.patch_size': 8},
+            r'anchor_generator.strides=\[4, 8, 16, 32, 64\].*\[2, 4, 8, 16, 32\]',
+        ),
+        (
+            'vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py',
+            {'model.decode_head.in_channels': [768, 768, 768, 512]},
+            r'decode_head.in_channels=.*levels have \[768, 768, 768, 768\]',
+        ),
+        (
             'convmixer/fpn_convmixer-768-32-p8_8xb4-40k_ade20k-512x512.py',
             {'model.decode_head.in_channels': [128] * 4},
             r'decode_head.in_channels=.*levels have \[256, 256, 256, 256\]',
@@ -267,8 +353,11 @@ def test_configs_are_inherited_from_anywhere(tmp_path, base):
 
 
 def tiny(cfg):
-    """The same model with one block a stage; networks of timm stay."""
-    if cfg.model.backbone.type != 'mmpatch.TimmBackbone':
+    """The same model with one block a stage; ResNets and networks of timm stay."""
+    kind = cfg.model.backbone.type
+    if kind.endswith('PyramidVisionTransformer'):
+        cfg.model.backbone.num_layers = (1, 1, 1, 1)
+    elif kind.startswith('mmpatch.') and kind != 'mmpatch.TimmBackbone':
         cfg.model.backbone.depths = (1, 1, 1, 1)
     return small(cfg)
 
@@ -277,9 +366,11 @@ def small(cfg):
     """The same model with few proposals, its images not padded to the full size of the recipe."""
     if 'roi_head' in cfg.model:
         few = {'nms_pre': 100, 'max_per_img': 20}
-        train = {'rpn_proposal': few, 'rcnn': {'sampler': {'num': 32}}}
         test = {'rpn': few, 'rcnn': {'max_per_img': 5}}
-        cfg.merge_from_dict({'model': {'train_cfg': train, 'test_cfg': test}})
+        cfg.merge_from_dict({'model': {'train_cfg': {'rpn_proposal': few}, 'test_cfg': test}})
+        stages = cfg.model.train_cfg.rcnn  # of a cascade
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 32
     if cfg.model.get('as_two_stage'):  # its queries are places of the maps
         cfg.model.num_queries = 50
     if 'panoptic_head' in cfg.model:
@@ -333,8 +424,8 @@ def test_metafiles_and_readmes_tell_the_truth(family):
     assert f'configs/{family}/metafile.yml' in (ROOT / 'model-index.yml').read_text()
     for name, entry in models.items():
         cfg = load(name)
+        model = build_empty(name).eval()
         with torch.device('meta'):
-            model = build(cfg).eval()
             size = (512, 512) if cfg.default_scope == 'mmseg' else (800, 1344)
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
                 model.extract_feat(torch.empty(1, 3, *size))

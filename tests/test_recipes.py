@@ -295,6 +295,29 @@ PLAIN_VIT_RETINANET = {
     'drop_path': 0.1,
     'guess': 'optimizer, decay rules and drop path of Mask R-CNN, in RetinaNet with a 1x schedule',
 }
+#: One output with a norm after each quarter of a ViT's blocks, as in ViT-Adapter's plain ViT.
+TAPS = {
+    'backbone.antialias': False,
+    'backbone.with_cls_token': False,
+    'backbone.layer_scale': 1.0,
+}
+
+
+def taps_and_fpn(channels, levels):
+    """Necks of ViT-Adapter's plain ViT."""
+    return {
+        'neck.0.in_channels': [channels] * 4,
+        'neck.0.scale_factors': [4, 2, 1, 0.5],
+        'neck.1.in_channels': [channels] * 4,
+        'neck.1.out_channels': 256,
+        'neck.1.num_outs': levels,
+    }
+
+
+PLAIN_VIT_MASK_RCNN = {key: v for key, v in PLAIN_VIT_RETINANET.items() if key != 'guess'}
+PLAIN_VIT_MASK_RCNN |= {
+    'source': 'arXiv 2205.08534, Table 1; czczup/ViT-Adapter, detection/configs/mask_rcnn'
+}
 VITDET = {
     **DEFAULTS,
     'source': 'detectron2, projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py',
@@ -367,6 +390,72 @@ DINOV2 = {
     'backbone.img_size': 592,
 }
 DINOV3 = {'backbone.model_name': 'vit_small_patch16_dinov3'}
+VITDET_L = {
+    **VITDET,
+    'source': 'detectron2, projects/ViTDet/configs/COCO/mask_rcnn_vitdet_l_100ep.py',
+    'decay_rules': {**VITDET['decay_rules'], 'decay_rate': 0.8},
+    'drop_path': 0.4,
+    'model': VITDET['model'] | {'backbone.arch': 'large', 'neck.in_channels': 1024},
+}
+VITDET_H = {
+    **VITDET,
+    'source': 'detectron2, projects/ViTDet/configs/COCO/mask_rcnn_vitdet_h_75ep.py',
+    'decay_rules': {'decay_rate': 0.9},
+    'drop_path': 0.5,
+    'length': {'max_iters': 138_281, 'val_interval': 5000},
+    'schedule': [
+        {**WARMUP, 'end': 250},
+        multi_step(138_281, 122_916, 133_159, by_epoch=False),
+    ],
+    'model': VITDET['model']
+    | {'backbone.arch': 'huge', 'backbone.patch_size': 16, 'neck.in_channels': 1280},
+}
+
+
+def add_cascade(recipe):
+    """Recipe of detectron2's Cascade Mask R-CNN from the one of its Mask R-CNN."""
+    model = {k: v for k, v in recipe['model'].items() if 'bbox_head' not in k and 'rcnn' not in k}
+    for stage in range(3):
+        head = f'roi_head.bbox_head.{stage}'
+        model |= {f'{head}.conv_out_channels': 256, f'{head}.norm_cfg.eps': 1e-6}
+    model |= {
+        'roi_head.bbox_head.2.bbox_coder.target_stds': [1 / 30, 1 / 30, 2 / 30, 2 / 30],
+        'roi_head.stage_loss_weights': [1 / 3] * 3,
+        'train_cfg.rpn.allowed_border': -1,
+        'train_cfg.rpn_proposal.max_per_img': 1000,
+    }
+    folder, _, file = recipe['source'].rpartition('/')
+    return {**recipe, 'source': f'{folder}/cascade_{file}', 'model': model}
+
+
+UPERNET = {
+    **DEFAULTS,
+    'source': 'mmseg, configs/vit/vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512.py',
+    'lr': 6e-5,
+    'betas': [0.9, 0.999],
+    'weight_decay': 0.01,
+    'decay_rules': {
+        'norm_decay_mult': 0.0,
+        'custom_keys': {'pos_embed': {'decay_mult': 0.0}, 'cls_token': {'decay_mult': 0.0}},
+    },
+    'length': {'max_iters': 80_000, 'val_interval': 8000},
+    'schedule': [
+        {'type': 'LinearLR', 'start_factor': 1e-6, 'by_epoch': False, 'begin': 0, 'end': 1500},
+        {**poly(80_000), 'power': 1.0, 'begin': 1500},
+    ],
+    'batch': (8, 2),
+    'train': crop(512),
+    'test': [{'type': 'Resize', 'scale': [2048, 512], 'keep_ratio': True}],
+    'pad': [512, 512],
+    'model': {
+        'backbone.arch': 'base',
+        'backbone.pretrain_img_size': 512,
+        'backbone.antialias': False,
+        'backbone.out_norm': False,
+        **ADE20K,
+        'auxiliary_head.num_classes': 150,
+    },
+}
 GUESSED_RETINANET = {
     **RETINANET,
     'weight_decay': 0.05,
@@ -554,6 +643,31 @@ RECIPES = {
             **pyramid(384, 0.5),
         },
     },
+    **{
+        f'vit/mask-rcnn_deit-{name[0]}_tap-fpn_1x_coco.py': {
+            **PLAIN_VIT_MASK_RCNN,
+            'model': {
+                'backbone.arch': name,
+                'backbone.window_size': 14,
+                **TAPS,
+                **taps_and_fpn(channels, 5),
+            },
+        }
+        for name, channels in (('tiny', 192), ('small', 384), ('base', 768))
+    },
+    **{
+        f'vit/fpn_deit-{name[0]}_tap-fpn_8xb2-80k_ade20k-512x512.py': {
+            **PLAIN_VIT_SEMANTIC_FPN,
+            'model': {'backbone.arch': name, **TAPS, **taps_and_fpn(channels, 4), **ADE20K},
+        }
+        for name, channels in (('tiny', 192), ('small', 384), ('base', 768))
+    },
+    'vit/mask-rcnn_vit-l-mae_sfp_16xb4-lsj-100e_coco.py': VITDET_L,
+    'vit/mask-rcnn_vit-h-mae_sfp_16xb4-lsj-75e_coco.py': VITDET_H,
+    'vit/cascade-mask-rcnn_vit-b-mae_sfp_16xb4-lsj-100e_coco.py': add_cascade(VITDET),
+    'vit/cascade-mask-rcnn_vit-l-mae_sfp_16xb4-lsj-100e_coco.py': add_cascade(VITDET_L),
+    'vit/cascade-mask-rcnn_vit-h-mae_sfp_16xb4-lsj-75e_coco.py': add_cascade(VITDET_H),
+    'vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py': UPERNET,
     'vit/fpn_deit-s_8xb2-80k_ade20k-512x512.py': {
         **PLAIN_VIT_SEMANTIC_FPN,
         'model': {'backbone.arch': 'small', **FOUR_TAPS, **pyramid([384] * 4, 4, 2, 1, 0.5)},
@@ -586,16 +700,19 @@ RECIPES = {
         for name, model in (('dinov2-s-reg4', DINOV2), ('dinov3-s', DINOV3))
     },
 }
-#: Models of the hosts from which the configs start.
+#: Models of the hosts from which the configs start, by the detector or the head of the segmentor.
 HOSTS = {
     'RetinaNet': 'mmdet::_base_/models/retinanet_r50_fpn.py',
     'MaskRCNN': 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'CascadeRCNN': 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
     'DETR': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
     'mmpatch.SMCADETR': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
     'DeformableDETR': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     'DINO': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
     'Mask2Former': 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
     'EncoderDecoder': 'mmseg::_base_/models/fpn_r50.py',
+    'FPNHead': 'mmseg::_base_/models/fpn_r50.py',
+    'UPerHead': 'mmseg::_base_/models/upernet_vit-b16_ln_mln.py',
 }
 #: Parts of a model that other fields of a recipe hold, or that are not part of a recipe.
 ELSEWHERE = re.compile(
@@ -666,9 +783,9 @@ def load(name):
 
 
 @cache
-def load_host_model(detector):
+def load_host_model(kind):
     """Leaves of the model from which the configs of a detector or segmentor start."""
-    return flatten(to_plain(get_config(HOSTS[detector]).to_dict())['model'])
+    return flatten(to_plain(get_config(HOSTS[kind]).to_dict())['model'])
 
 
 def read_recipe(cfg):
@@ -677,7 +794,7 @@ def read_recipe(cfg):
     wrapper, loop = cfg['optim_wrapper'], dict(cfg['train_cfg'])
     backbone, preprocessor = cfg['model']['backbone'], cfg['model']['data_preprocessor']
     per_gpu = cfg['train_dataloader']['batch_size']
-    host = load_host_model(cfg['model']['type'])
+    host = load_host_model(cfg['model'].get('decode_head', cfg['model'])['type'])
     loop.pop('type', None)
     return {
         'optimizer': optimizer.pop('type'),

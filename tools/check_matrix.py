@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,50 +35,59 @@ ROOT = Path(__file__).resolve().parents[1]
 SCALE = (144, 120)
 WIDTH = 64
 
-#: How names of configs begin.
+#: Patterns of the names of configs. Not every family has all tasks.
 TASKS = {
     'retinanet': 'retinanet_',
     'mask-rcnn': 'mask-rcnn_',
+    'vitdet': 'mask-rcnn_vit-.*_sfp_',
+    'cascade': 'cascade-mask-rcnn_',
     'detr': 'detr_',
     'semantic-fpn': 'fpn_',
+    'semantic-fpn-taps': 'fpn_.*_tap-fpn_',
+    'upernet': 'upernet_',
 }
+SEGMENTATION = ('semantic-fpn', 'semantic-fpn-taps', 'upernet')
 #: Folders of configs; of timm's networks, with the beginnings of their names.
 FAMILIES = sorted({name.split('/')[0] for name in mmpatch.list_configs()} - {'demo', 'timm'})
 FAMILIES += ['timm/dinov2', 'timm/dinov3']
+MASK_RCNN: dict[str, Any] = {
+    'rpn_head': {'in_channels': WIDTH, 'feat_channels': WIDTH},
+    'roi_head': {
+        'bbox_roi_extractor': {'out_channels': WIDTH},
+        'mask_roi_extractor': {'out_channels': WIDTH},
+        'mask_head': {'in_channels': WIDTH, 'conv_out_channels': WIDTH, 'num_convs': 1},
+    },
+    'train_cfg': {'rpn_proposal': {'nms_pre': 200, 'max_per_img': 100}},
+    'test_cfg': {'rpn': {'nms_pre': 200, 'max_per_img': 100}},
+}
+SEMANTIC_FPN: dict[str, Any] = {
+    'data_preprocessor': {'size': SCALE[::-1]},
+    'decode_head': {'in_channels': [WIDTH] * 4, 'channels': WIDTH},
+}
 HEADS: dict[str, dict[str, Any]] = {
     'retinanet': {
         'bbox_head': {'in_channels': WIDTH, 'feat_channels': WIDTH, 'stacked_convs': 1},
     },
-    'mask-rcnn': {
-        'rpn_head': {'in_channels': WIDTH, 'feat_channels': WIDTH},
-        'roi_head': {
-            'bbox_roi_extractor': {'out_channels': WIDTH},
-            'bbox_head': {'in_channels': WIDTH, 'fc_out_channels': 128},
-            'mask_roi_extractor': {'out_channels': WIDTH},
-            'mask_head': {'in_channels': WIDTH, 'conv_out_channels': WIDTH, 'num_convs': 1},
-        },
-        'train_cfg': {
-            'rpn_proposal': {'nms_pre': 200, 'max_per_img': 100},
-            'rcnn': {'sampler': {'num': 64}},
-        },
-        'test_cfg': {'rpn': {'nms_pre': 200, 'max_per_img': 100}},
-    },
+    'mask-rcnn': MASK_RCNN,
+    'vitdet': MASK_RCNN,
+    'cascade': MASK_RCNN,
     'detr': {
         'num_queries': 30,
         'positional_encoding': {'num_feats': WIDTH // 2},
         'bbox_head': {'embed_dims': WIDTH},
         'test_cfg': {'max_per_img': 30},
     },
-    'semantic-fpn': {
-        'data_preprocessor': {'size': SCALE[::-1]},
-        'decode_head': {'in_channels': [WIDTH] * 4, 'channels': WIDTH},
-    },
+    'semantic-fpn': SEMANTIC_FPN,
+    'semantic-fpn-taps': SEMANTIC_FPN,
+    'upernet': SEMANTIC_FPN | {'auxiliary_head': {'in_channels': WIDTH, 'channels': WIDTH}},
 }
 METRICS = {
     'retinanet': 'coco/bbox_mAP',
     'mask-rcnn': 'coco/segm_mAP',
+    'vitdet': 'coco/segm_mAP',
+    'cascade': 'coco/segm_mAP',
     'detr': 'coco/bbox_mAP',
-    'semantic-fpn': 'mIoU',
+    **dict.fromkeys(SEGMENTATION, 'mIoU'),
 }
 
 CELL = '{before:.2f} -> {after:.2f}; {metric:.3f}; {millions:.2f} M; {seconds:.0f} s'
@@ -105,17 +115,23 @@ def find_family(arch: str) -> str:
     """Folder of the configs of the family that has an architecture."""
     for name in FAMILIES:
         cfg = Config.fromfile(choose_config(name, 'semantic-fpn'))
-        if arch in getattr(MODELS.get(cfg.model.backbone.type), 'ARCHS', ()):
+        family: Any = MODELS.get(cfg.model.backbone.type)
+        if arch in getattr(family, 'ARCHS', ()):
             return name
     sys.exit(f'error: no family has the arch {arch!r}')
 
 
 def choose_config(family: str, task: str) -> str:
-    """Path of the family's config for a task, the shortest of several; empty if it has none."""
+    """Path of the family's config for a task; of several, the one with the shortest name."""
+    names = list_names(family, task)
+    return mmpatch.config_path(min(names, key=lambda name: (len(name), name)))
+
+
+def list_names(family: str, task: str) -> list[str]:
+    """Names of the family's configs for a task."""
     folder, _, network = family.partition('/')
     start = f'{folder}/{TASKS[task]}{network}'
-    names = [name for name in mmpatch.list_configs() if name.startswith(start)]
-    return mmpatch.config_path(min(names, key=lambda name: (len(name), name))) if names else ''
+    return [name for name in mmpatch.list_configs() if re.match(start, name)]
 
 
 def shrink_backbone(cfg: Any) -> dict[str, Any]:
@@ -123,6 +139,11 @@ def shrink_backbone(cfg: Any) -> dict[str, Any]:
     if cfg.type == 'mmpatch.TimmBackbone':
         taps = (0, 1, 2, 3)[-len(cfg.out_indices) :]
         return {'depth': 4, 'embed_dim': 96, 'num_heads': 3, 'out_indices': taps}
+    norms = {'norm_cfg': {'type': 'BN', 'requires_grad': True}, 'norm_eval': False}
+    if 'ResNet' in cfg.type:
+        return {'depth': 18, 'base_channels': 16, 'frozen_stages': -1, **norms}
+    if cfg.type.endswith('PyramidVisionTransformer'):
+        return {'num_layers': (1, 1, 2, 1), 'embed_dims': 16}
     with torch.device('meta'):
         whole = MODELS.build({**cfg, 'out_indices': (0, 1, 2, 3), 'init_cfg': None})
     widths = whole.out_channels[-4:]
@@ -133,7 +154,7 @@ def shrink_backbone(cfg: Any) -> dict[str, Any]:
         'layer_scale': None,
     }
     if 'norm_cfg' in cfg:
-        small |= {'norm_cfg': {'type': 'BN', 'requires_grad': True}, 'norm_eval': False}
+        small |= norms
     small |= {key: value for key, value in (('window_size', 4), ('img_size', 128)) if key in cfg}
     return small
 
@@ -147,26 +168,33 @@ def shrink_config(family: str, arch: str, task: str, data: Path, iterations: int
     if arch:
         cfg.model.backbone.arch = arch
     small = shrink_backbone(cfg.model.backbone)
-    neck = {'out_channels': WIDTH}
-    cfg.merge_from_dict({'model': {'backbone': small, 'neck': neck, **HEADS[task]}})
+    cfg.merge_from_dict({'model': {'backbone': small, **HEADS[task]}})
     cfg.model.backbone.init_cfg = None
+    if task in SEGMENTATION:
+        cfg.model.pretrained = None
     if task == 'detr':
         for part in (cfg.model.encoder, cfg.model.decoder):
             part.num_layers = 2
             for name in ('self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg'):
                 if name in part.layer_cfg:
                     part.layer_cfg[name].embed_dims = WIDTH
-    if 'bbox_head' in cfg.model.get('roi_head', {}):
-        head = cfg.model.roi_head.bbox_head
+    for head in as_list(cfg.model.get('roi_head', {}).get('bbox_head', [])):
+        head.update(in_channels=WIDTH, fc_out_channels=128)
         if 'conv_out_channels' in head:
             head.conv_out_channels = WIDTH
+    for stage in as_list((cfg.model.train_cfg or {}).get('rcnn', [])):
+        stage.sampler.num = 64
     preprocessor = cfg.model.data_preprocessor
     if 'pad_size_divisor' in preprocessor:
         preprocessor.pad_size_divisor = min(preprocessor.pad_size_divisor, 64)
-    with torch.device('meta'):
-        channels = list(MODELS.build(cfg.model.backbone).out_channels)
-    single = cfg.model.neck.in_channels
-    cfg.model.neck.in_channels = channels[0] if isinstance(single, int) else channels
+    with torch.device('meta'), MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+        backbone = registry.build(cfg.model.backbone)
+        backbone.eval()  # returns nothing in mmdet's ResNet
+        channels = [x.shape[1] for x in backbone(torch.empty(1, 3, 128, 128))]
+    for neck in as_list(cfg.model.neck):
+        neck.in_channels = channels[0] if isinstance(neck.in_channels, int) else channels
+        if 'out_channels' in neck:
+            neck.out_channels = WIDTH
     set_data(cfg, task, data)
     cfg.train_cfg = {
         'type': 'IterBasedTrainLoop',
@@ -188,16 +216,21 @@ def shrink_config(family: str, arch: str, task: str, data: Path, iterations: int
     return cfg
 
 
+def as_list(value: Any) -> list[Any]:
+    """One or several as a list."""
+    return value if isinstance(value, list) else [value]
+
+
 def set_data(cfg: Config, task: str, data: Path) -> None:
     """Have a config read generated data at a small size, in this process."""
-    seg = task == 'semantic-fpn'
+    seg = task in SEGMENTATION
     load = {'type': 'LoadImageFromFile'}
     resize = {'type': 'Resize', 'scale': SCALE, 'keep_ratio': not seg}
     labels: dict[str, Any] = {'type': 'LoadAnnotations'}
     labels |= (
         {'reduce_zero_label': True}
         if seg
-        else {'with_bbox': True, 'with_mask': task == 'mask-rcnn'}
+        else {'with_bbox': True, 'with_mask': HEADS[task] is MASK_RCNN}
     )
     keys = {'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')}
     pack = {'type': 'PackSegInputs'} if seg else {'type': 'PackDetInputs', **keys}
@@ -275,17 +308,16 @@ def main() -> None:
     columns = [(family, '') for family in args.families]
     if args.archs:
         columns = [(find_family(arch), arch) for arch in args.archs]
-    table = {task: [''] * len(columns) for task in args.tasks}
+    table = {task: ['-'] * len(columns) for task in args.tasks}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / 'data'
         command = [sys.executable, str(ROOT / 'tools/make_toy_data.py'), '--out', str(data)]
         subprocess.run([*command, '--train', '48', '--val', '8'], check=True, capture_output=True)
         for i, (family, arch) in enumerate(columns):
             for task in args.tasks:
-                name = f'{arch or family} {task}'
-                if not choose_config(family, task):
-                    table[task][i] = '-'
+                if not list_names(family, task):
                     continue
+                name = f'{arch or family} {task}'
                 work_dir = Path(folder) / name.replace(' ', '-').replace('/', '-')
                 try:
                     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
@@ -298,7 +330,7 @@ def main() -> None:
                     continue
                 table[task][i] = CELL.format(**found)
                 print(f'{name:26} {table[task][i]}', flush=True)
-    print('\nloss before -> after; box AP, mask AP, box AP, or mIoU in %; parameters; seconds\n')
+    print('\nloss before -> after; box AP, mask AP, or mIoU in %; parameters; seconds\n')
     print('| | ' + ' | '.join(arch or family for family, arch in columns) + ' |')
     print('|---' * (len(columns) + 1) + '|')
     for task, cells in table.items():
