@@ -52,6 +52,17 @@ PARAMETERS = {
     'container/smca-detr_container-light_8xb2-50e_coco.py': 37.96,
     'container/fpn_container-light_8xb4-40k_ade20k-512x512.py': 24.39,
 }
+#: Millions of parameters in PoolFormer's paper; without frozen ones, as the figures show.
+BASELINES = {
+    'baselines/retinanet_r18_fpn_1x_coco.py': 21.3,
+    'baselines/retinanet_r50_fpn_1x_coco.py': 37.7,
+    'baselines/retinanet_r101_fpn_1x_coco.py': 56.7,
+    'baselines/mask-rcnn_r18_fpn_1x_coco.py': 31.2,
+    'baselines/mask-rcnn_r50_fpn_1x_coco.py': 44.2,
+    'baselines/mask-rcnn_r101_fpn_1x_coco.py': 63.2,
+    'baselines/fpn_r50_8xb4-40k_ade20k-512x512.py': 28.5,
+    'baselines/fpn_pvt-s_8xb4-40k_ade20k-512x512.py': 28.2,
+}
 
 
 @cache
@@ -82,6 +93,12 @@ def test_parameters_of_whole_models(name):
         model = build(load(name))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     assert millions == pytest.approx(PARAMETERS[name], abs=0.015)
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_parameters_of_baselines(name):
+    learning = sum(p.numel() for p in build_empty(name).parameters() if p.requires_grad)
+    assert learning / 1e6 == pytest.approx(BASELINES[name], abs=0.06)
 
 
 def build_empty(name):

@@ -456,6 +456,19 @@ UPERNET = {
         'auxiliary_head.num_classes': 150,
     },
 }
+#: Of mmdet's ResNet; mmseg's has synchronized norms that are not frozen.
+RESNET_NORMS = ({'type': 'BN', 'requires_grad': True}, True)
+RESNET_SEG_NORMS = ({'type': 'SyncBN', 'requires_grad': True}, False)
+RESNETS = {
+    'r18': {'backbone.depth': 18, 'neck.in_channels': [64, 128, 256, 512]},
+    'r50': {},
+    'r101': {'backbone.depth': 101},
+}
+PVTS = {
+    name: {'backbone.num_layers': layers, 'neck.in_channels': SMALL}
+    for name, layers in (('pvt-t', [2, 2, 2, 2]), ('pvt-s', [3, 4, 6, 3]))
+}
+PVT_FILES = 'whai362/PVT, detection/configs'
 GUESSED_RETINANET = {
     **RETINANET,
     'weight_decay': 0.05,
@@ -668,6 +681,44 @@ RECIPES = {
     'vit/cascade-mask-rcnn_vit-l-mae_sfp_16xb4-lsj-100e_coco.py': add_cascade(VITDET_L),
     'vit/cascade-mask-rcnn_vit-h-mae_sfp_16xb4-lsj-75e_coco.py': add_cascade(VITDET_H),
     'vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py': UPERNET,
+    **{
+        f'baselines/{task}_{name}_fpn_1x_coco.py': {
+            **recipe,
+            'norms': RESNET_NORMS,
+            'source': "arXiv 2111.11418, Table 3, with mmdet's ResNet",
+            'model': model,
+        }
+        for task, recipe in (('retinanet', RETINANET), ('mask-rcnn', MASK_RCNN))
+        for name, model in RESNETS.items()
+    },
+    **{
+        f'baselines/{task}_{name}_fpn_1x_coco.py': {
+            **recipe,
+            'drop_path': 0.1,
+            'source': f'{PVT_FILES}/{task}_{name}_fpn_1x_coco.py'.replace('-', '_'),
+            'model': model,
+        }
+        for task, recipe in (('retinanet', RETINANET), ('mask-rcnn', MASK_RCNN))
+        for name, model in PVTS.items()
+    },
+    **{
+        f'baselines/fpn_{name}_8xb4-40k_ade20k-512x512.py': {
+            **SEMANTIC_FPN,
+            'norms': RESNET_SEG_NORMS,
+            'guess': "PoolFormer's recipe; whai362/PVT trains ResNets with SGD",
+            'model': {**model, **ADE20K},
+        }
+        for name, model in RESNETS.items()
+    },
+    **{
+        f'baselines/fpn_{name}_8xb4-40k_ade20k-512x512.py': {
+            **SEMANTIC_FPN,
+            'drop_path': 0.1,
+            'source': 'whai362/PVT, segmentation/configs/sem_fpn/PVT',
+            'model': {**model, **ADE20K},
+        }
+        for name, model in PVTS.items()
+    },
     'vit/fpn_deit-s_8xb2-80k_ade20k-512x512.py': {
         **PLAIN_VIT_SEMANTIC_FPN,
         'model': {'backbone.arch': 'small', **FOUR_TAPS, **pyramid([384] * 4, 4, 2, 1, 0.5)},

@@ -1,0 +1,13 @@
+"""Mask R-CNN, ResNet-101, 1x, COCO: 40.4 box AP, 36.4 mask AP in PoolFormer's paper (Table 3).
+
+PoolFormer's recipe for mmdet's network: AdamW 2e-4, weight decay 1e-4, batch 16. The first stage
+and batch statistics are frozen, as in mmdet. The paper takes the number from PVT's.
+
+    python tools/train.py configs/baselines/mask-rcnn_r101_fpn_1x_coco.py
+"""
+
+_base_ = '../_base_/mask-rcnn_1x_coco.py'
+
+model = dict(
+    backbone=dict(depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')),
+)
