@@ -103,6 +103,41 @@ def test_foreign_code_is_refused_and_not_run(tmp_path, source, monkeypatch):
         assert re.search(r'evil\.pth is refused.*weights_only=False', str(error.value))
 
 
+@pytest.mark.parametrize('protocol', range(2, 6))
+def test_pickles_of_arrays_load(tmp_path, protocol):
+    """As detectron2 publishes its models, without torch; by the names of numpy 1, too."""
+    content = {
+        'model': {'w': np.arange(6, dtype=np.float32).reshape(2, 3), 'f': np.ones(3, order='F')},
+        '__author__': 'Detectron2',
+        'count': np.int64(3),
+    }
+    path = tmp_path / 'file.pkl'
+    path.write_bytes(pickle.dumps(content, protocol))
+    for old in (False, True):
+        if old and protocol < 4:  # later protocols give the length of each name
+            path.write_bytes(path.read_bytes().replace(b'numpy._core', b'numpy.core'))
+        loaded = load(path)
+        assert loaded['model']['w'].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert loaded['model']['f'].sum() == 3
+        assert loaded['__author__'] == 'Detectron2' and loaded['count'] == 3
+
+
+@pytest.mark.parametrize('protocol', range(2, 6))
+def test_pickles_that_run_code_are_refused(tmp_path, protocol):
+    content = {'model': {'w': np.ones(2)}, 'hook': Payload(f'touch {tmp_path}/ran')}
+    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps(content, protocol))
+    with pytest.raises(pickle.UnpicklingError, match=r'evil\.pkl is refused: .*posix\.system'):
+        load(tmp_path / 'evil.pkl')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_pickles_that_are_cut_off_are_named(tmp_path):
+    whole = pickle.dumps({'model': {'w': np.ones(1000)}})
+    (tmp_path / 'file.pkl').write_bytes(whole[:500])
+    with pytest.raises(RuntimeError, match=r'file\.pkl is damaged'):
+        load(tmp_path / 'file.pkl')
+
+
 def test_failed_download_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
     with pytest.raises(OSError, match=r'none\.pth cannot be downloaded.*give its path'):

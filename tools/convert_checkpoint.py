@@ -5,20 +5,26 @@ python tools/convert_checkpoint.py SRC DST
 SRC is a path, a URL or mmpatch://NAME. The family and its arch are inferred from the tensors. If
 that is impossible (windows, a variant of your own), name them: --backbone type=PoolFormer
 depths=2,2,2,2
+
+Released detectors and segmentors are converted whole, heads included, for the config of the same
+model: --config configs/vit/mask-rcnn_vit-b-mae_sfp_16xb4-lsj-100e_coco.py for ViTDet-B of
+detectron2. DST is then a checkpoint for tools/test.py.
 """
 
 import argparse
+import importlib
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 import mmpatch
-from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load
+from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load, whole
 from mmpatch.compat import safe_load
 
 
@@ -34,18 +40,23 @@ def main() -> None:
         action=DictAction,
         help='type=FAMILY and further arguments, instead of inferring them',
     )
+    parser.add_argument('--config', help='of a detector or segmentor, to convert the whole model')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, help='override its settings'
+    )
     args = parser.parse_args()
     safe_load.install()
     try:
-        print(convert(args.src, args.dst, args.backbone))
+        if args.config:
+            print(convert_whole(args.src, args.dst, args.config, args.cfg_options))
+        else:
+            print(convert(args.src, args.dst, args.backbone))
     except (OSError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise SystemExit(f'error: {error}') from None
 
 
 def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
-    """Write ``dst`` completely or not at all; return a report."""
-    if not dst.parent.is_dir():
-        raise FileNotFoundError(f'there is no folder {dst.parent} to write {dst.name} into')
+    """Write the tensors of a backbone; return a report."""
     families = {family.__name__: family for family in list_families()}
     tensors, report = load.unwrap(load.read_checkpoint(src), src)
     layout = load.detect_layout(tensors, src)
@@ -64,14 +75,36 @@ def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
         'dropped': report.dropped,
         'mmpatch_version': mmpatch.__version__,
     }
+    write(dst, fitting, meta)
+    return f'{report}\n{dst}: {kwargs}'
+
+
+def convert_whole(src: str, dst: Path, config: str, options: dict[str, Any]) -> str:
+    """Write all tensors of a detector or segmentor; return a report."""
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(options)
+    host = importlib.import_module(f'{cfg.default_scope}.utils')
+    host.register_all_modules(init_default_scope=False)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.init_cfg = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    tensors, report = whole.fit_whole(model, src)
+    write(dst, tensors, {'source': src, 'layout': report.layout, 'dropped': report.dropped})
+    return f'{report}\n{dst}: a checkpoint for {config}'
+
+
+def write(dst: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write ``dst`` completely or not at all."""
+    if not dst.parent.is_dir():
+        raise FileNotFoundError(f'there is no folder {dst.parent} to write {dst.name} into')
     part = dst.with_name(f'.{dst.name}.part')
     try:
-        contiguous = {name: tensor.contiguous() for name, tensor in fitting.items()}
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         torch.save({'state_dict': contiguous, 'meta': meta}, part)
         os.replace(part, dst)
     finally:
         part.unlink(missing_ok=True)
-    return f'{report}\n{dst}: {kwargs}'
 
 
 def find_network(tensors: dict[str, Tensor], layout: Layout, src: str) -> dict[str, Any]:

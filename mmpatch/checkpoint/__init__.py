@@ -6,6 +6,7 @@ from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Layout, renumber
 from mmpatch.checkpoint.load import load_init_cfg, load_pretrained
 from mmpatch.checkpoint.match import Report, rename_in_place
 from mmpatch.checkpoint.published import HALF_STATS, Published, list_families, list_published
+from mmpatch.checkpoint.whole import load_whole
 
 __all__ = [
     'HALF_STATS',
@@ -17,6 +18,7 @@ __all__ = [
     'list_families',
     'load_init_cfg',
     'load_pretrained',
+    'load_whole',
     'rename_in_place',
     'renumber',
 ]

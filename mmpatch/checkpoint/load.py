@@ -26,7 +26,7 @@ from mmpatch.compat.weight_files import read_weights
 
 #: Entries of a file that hold its state dict, the one to take first.
 ENTRIES = ('state_dict', 'model', 'model_ema')
-PREFIXES = ('module.', 'backbone.')
+PREFIXES = ('module.', 'backbone.', 'net.')
 #: Most numbers in an expanded view, which can claim any size; no tensor of a backbone has as many.
 MAX_EXPANDED = 2**24
 
@@ -40,8 +40,9 @@ def load_pretrained(
     """Load a published file into a backbone: every tensor, or none and an error.
 
     The layout is detected from the keys. The tensors may be in an entry ``state_dict``, ``model``
-    or ``model_ema``, and their keys may start with ``module.`` or ``backbone.``. Positions, kernels
-    of patch embeddings and relative positions of another size are resampled. The report is logged.
+    or ``model_ema``, and their keys may start with ``module.``, ``backbone.`` or, in detectron2's
+    ViTDet, ``backbone.net.``. Positions, kernels of patch embeddings and relative positions of
+    another size are resampled. The report is logged.
 
     Args:
         model: A :class:`mmpatch.backbones.MetaFormer`.

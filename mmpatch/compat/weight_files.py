@@ -1,8 +1,10 @@
 """Reading a weight file. Its first bytes tell the format, not its name."""
 
+import codecs
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray, numeric
 from torch import Tensor
 
 #: What a file that is not a checkpoint starts with, what it is, and what to do about it.
@@ -19,14 +22,34 @@ OTHER_FORMATS = (
     (b'<', 'a web page; the download failed or needs a login'),
     (b'{', 'JSON text, such as the index of a sharded checkpoint; merge the shards into one file'),
 )
+#: Number that torch's own pickles start with, behind a few bytes of the protocol.
+TORCH_MAGIC = b'l\xfc\x9cF\xf9 j\xa8P\x19'
+#: All that a pickle of arrays needs, by the names of numpy 1 and numpy 2.
+ARRAY_TYPES: dict[str, Any] = {
+    'collections.OrderedDict': OrderedDict,
+    '_codecs.encode': codecs.encode,
+    'numpy.ndarray': np.ndarray,
+    'numpy.dtype': np.dtype,
+    **{
+        f'numpy.{core}.{module.__name__.rpartition(".")[2]}.{name}': getattr(module, name)
+        for core in ('core', '_core')
+        for module, name in (
+            (multiarray, '_reconstruct'),
+            (multiarray, 'scalar'),
+            (numeric, '_frombuffer'),
+        )
+    },
+}
 #: Words in torch's messages about types that a pickle must not hold.
 REFUSALS = 'GLOBAL|allowlisted|unrecognized function|Unsupported attribute'
 
 
 def read_weights(path: Path, map_location: Any = None) -> Any:
-    """Read a checkpoint of torch, a ``.safetensors`` or a ``.npz``, without running code in it.
+    """Read a checkpoint of torch, a ``.safetensors``, a ``.npz`` or a pickle of arrays.
 
-    Checksums are compared where a file has some. Only checkpoints of torch go to ``map_location``.
+    No code in it is run. Pickles of arrays are what detectron2 publishes, with tensors instead of
+    arrays here. Checksums are compared where a file has some. Only checkpoints of torch go to
+    ``map_location``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -46,6 +69,9 @@ def read_weights(path: Path, map_location: Any = None) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
+        if start.startswith(b'\x80') and TORCH_MAGIC not in start:
+            with path.open('rb') as file:
+                return _to_tensors(_ArrayUnpickler(file, encoding='latin1').load())
         if start.startswith(b'\x80'):
             return torch.load(path, map_location=map_location, weights_only=True)
     matching = (what for marker, what in OTHER_FORMATS if start.lstrip().startswith(marker))
@@ -76,6 +102,23 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         except Exception as error:
             raise ValueError(f'array {name!r}: {error}') from error
     return tensors
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickler of containers, numbers, strings and numpy's arrays, which calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f'{module}.{name}' not in ARRAY_TYPES:
+            raise pickle.UnpicklingError(f'GLOBAL {module}.{name} is no array')
+        return ARRAY_TYPES[f'{module}.{name}']
+
+
+def _to_tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_tensors(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.require(value, requirements='W'))
+    return value
 
 
 @contextmanager
