@@ -329,3 +329,12 @@ def test_matrix_runs():
     cell = re.search(r'\| semantic-fpn \| (\d+\.\d+) -> (\d+\.\d+); .* M; \d+ s \|', text)
     before, after = map(float, cell.groups())
     assert after < 0.95 * before  # without a step, noise alone lets it fall a little
+
+
+def test_matrix_says_what_was_not_learnt_by_heart():
+    command = ['tools/check_matrix.py', '--by-heart', '--tasks', 'detr', '--iterations', 10]
+    result = run_tool(*command, check=False)
+    assert result.returncode and '1 of the cells failed: poolformer detr' in result.stderr
+    assert re.search(r'poolformer detr +FAILED: AssertionError: box AP is 0\.0', result.stdout)
+    result = run_tool(*command[:3], 'retinanet', check=False)
+    assert '--by-heart takes only the tasks detr, deformable-detr' in result.stderr
