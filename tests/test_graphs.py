@@ -117,7 +117,7 @@ def export(graph, x, folder, engines=('openvino', 'onnxruntime')):
 
     OpenVINO comes before ONNX, whose exporter leaves unbound symbols in a detector's program.
     """
-    program = torch.export.export(graph, (x,), dynamic_shapes=SHAPES)
+    program = torch.export.export(graph, (x,), dynamic_shapes=SHAPES, strict=False)
     yield program.module()
     if 'openvino' in engines and find_spec('openvino'):
         import openvino

@@ -43,12 +43,12 @@ ORDER = (
     ('mixers', 'checkpoint'),
     ('blocks',),
     ('backbones',),
-    ('necks',),
+    ('necks', 'heads'),
     ('deployment', 'engine'),
 )
 #: Packages that only the named parts may import.
 OWNERS = {
-    'timm': {'layers'},
+    'timm': {'layers', 'backbones'},
     'mmcv': {'backbones', 'necks', 'compat'},
     'matplotlib': set(),
     'torchvision': {'compat', 'deployment'},
@@ -99,7 +99,7 @@ def test_import_stays_light(module):
 def test_the_package_stays_small():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
     # 4400 for blocks and families, 350 for the papers' variants, 1500 for exports
-    assert sum(lines.values()) < 6250
+    assert sum(lines.values()) < 7100
     assert max(lines.values()) < 360  # the base class, most of it the docstring of its arguments
     assert lines[PACKAGE / 'deployment/fold.py'] <= 250
     names = [file.relative_to(PACKAGE).as_posix() for file in FILES]

@@ -27,10 +27,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import mmpatch
-from mmpatch.backbones import MetaFormer
-from mmpatch.checkpoint import rename_in_place
-from mmpatch.checkpoint.load import read_checkpoint, unwrap
-from mmpatch.checkpoint.match import NOT_FINITE, describe_problems
+from mmpatch.checkpoint.whole import fit_whole, load_whole
 from mmpatch.compat.safe_load import download
 from mmpatch.engine.tool import make_parser, read_config
 
@@ -75,49 +72,6 @@ def find_file(row: dict[str, Any], file: str | None) -> str:
     return file
 
 
-def load_whole(model: Any, source: str) -> int:
-    """Load a file into a whole model: every tensor of both, or none and an error.
-
-    Backbones may be named as in published code (:func:`mmpatch.checkpoint.rename_in_place`). Necks
-    and heads of mmdet 2 and mmseg 0 have the names of today. On the meta device, names and shapes
-    are checked only.
-
-    Returns:
-        How many tensors there are.
-
-    Raises:
-        ValueError: If a tensor is missing, surplus, misshapen, of another kind or not finite; the
-            message names the culprits.
-        OSError, RuntimeError, pickle.UnpicklingError: If the file cannot be read.
-    """
-    tensors, _ = unwrap(read_checkpoint(source), source, prefixes=('module.',))
-    for name, part in model.named_modules():
-        if isinstance(part, MetaFormer):
-            rename_in_place(part, tensors, f'{name}.')
-    wanted = model.state_dict()
-    both = {name: (tensors[name], like) for name, like in wanted.items() if name in tensors}
-    problems = {
-        'tensors that the file lacks': [name for name in wanted if name not in tensors],
-        'tensors that the model does not have': [name for name in tensors if name not in wanted],
-        'wrong shapes': [
-            f'{name}: {tuple(x.shape)} in the file, {tuple(like.shape)} in the model'
-            for name, (x, like) in both.items()
-            if x.shape != like.shape
-        ],
-        'integers instead of weights': [
-            name
-            for name, (x, like) in both.items()
-            if like.is_floating_point() and not x.is_floating_point()
-        ],
-        NOT_FINITE: [name for name, (x, _) in both.items() if not x.isfinite().all()],
-    }
-    if text := describe_problems(problems):
-        raise ValueError(f'{source} is not this {type(model).__name__}; {text}')
-    if not any(tensor.is_meta for tensor in wanted.values()):
-        model.load_state_dict(tensors)
-    return len(wanted)
-
-
 def compare(expected: dict[str, float], found: dict[str, float]) -> list[str]:
     """Lines about metrics in percent; those that are too far off start with 'FAILED'."""
     lines = []
@@ -155,8 +109,8 @@ def check(args: argparse.Namespace) -> bool:
     host = importlib.import_module(f'{cfg.default_scope}.utils')
     host.register_all_modules(init_default_scope=True)
     with torch.device('meta'):  # before any data is read
-        count = load_whole(MODELS.build(cfg.model), file)
-    print(f'{args.name}: all {count} tensors of {file} are those of {row["config"]}')
+        _, report = fit_whole(MODELS.build(cfg.model), file)
+    print(f'{args.name}: all {len(report.matched)} tensors of {file} are those of {row["config"]}')
     if not args.data_root:
         print(f'No --data-root, so nothing was evaluated; reported: {row["metrics"]}')
         return True

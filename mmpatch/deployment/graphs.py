@@ -66,8 +66,8 @@ class Graph(nn.Module):
 
     kind = 'backbone'
     output_names: tuple[str, ...] = ()
-    mean: Any
-    std: Any
+    pixel_mean: Any
+    pixel_std: Any
 
     def __init__(
         self, model: nn.Module, normalize: bool, preprocessor: Any, input_size: Sequence[int]
@@ -83,9 +83,9 @@ class Graph(nn.Module):
         for name in ('mean', 'std'):
             value = getattr(preprocessor, name, None)  # (3, 1, 1)
             if value is None:
-                setattr(self, name, None)  # torch 2.6 exports no buffer of None
-            else:
-                self.register_buffer(name, value.detach().clone().float())
+                setattr(self, f'pixel_{name}', None)  # torch 2.6 exports no buffer of None
+            else:  # and names an operator `mean`, as a buffer must not be
+                self.register_buffer(f'pixel_{name}', value.detach().clone().float())
         padding: Any = getattr(preprocessor, 'test_cfg', None) or {}
         self.divisor = getattr(preprocessor, 'pad_size_divisor', padding.get('size_divisor')) or 1
         self.pad_value = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
@@ -103,8 +103,8 @@ class Graph(nn.Module):
         pixels: dict[str, Any] = {'channels': 'RGB' if self.swaps and not self.normalize else 'BGR'}
         if self.normalize:
             pixels['range'] = [0, 255]
-        elif self.mean is not None:
-            for name, values in (('mean', self.mean), ('std', self.std)):
+        elif self.pixel_mean is not None:
+            for name, values in (('mean', self.pixel_mean), ('std', self.pixel_std)):
                 pixels[name] = [round(v, 4) for v in values.flatten().tolist()]
         about: dict[str, Any] = {'kind': self.kind, 'input': pixels if self.known else None}
         if type(self) is Graph:
@@ -116,7 +116,9 @@ class Graph(nn.Module):
     def _normalize(self, x: Tensor) -> Tensor:
         if self.normalize and self.swaps:
             x = x[:, [2, 1, 0]]
-        return (x - self.mean) / self.std if self.normalize and self.mean is not None else x
+        if not self.normalize or self.pixel_mean is None:
+            return x
+        return (x - self.pixel_mean) / self.pixel_std
 
     def _pad(self, x: Tensor) -> Tensor:
         """Normalised image with rows below and columns on the right, up to the divisor."""
