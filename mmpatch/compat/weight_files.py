@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray, numeric
 from torch import Tensor
 
 #: What a file that is not a checkpoint starts with, what it is, and what to do about it.
@@ -31,12 +30,12 @@ ARRAY_TYPES: dict[str, Any] = {
     'numpy.ndarray': np.ndarray,
     'numpy.dtype': np.dtype,
     **{
-        f'numpy.{core}.{module.__name__.rpartition(".")[2]}.{name}': getattr(module, name)
+        f'numpy.{core}.{name}': function
         for core in ('core', '_core')
-        for module, name in (
-            (multiarray, '_reconstruct'),
-            (multiarray, 'scalar'),
-            (numeric, '_frombuffer'),
+        for name, function in (  # as numpy itself pickles them
+            ('multiarray._reconstruct', np.zeros(1).__reduce__()[0]),
+            ('multiarray.scalar', np.float64(1).__reduce__()[0]),
+            ('numeric._frombuffer', np.zeros(1).__reduce_ex__(5)[0]),
         )
     },
 }
