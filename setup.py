@@ -26,7 +26,7 @@ setup(
     install_requires=[
         'torch>=2.6',
         'torchvision>=0.21',
-        'timm>=1.0.20,<2',
+        'timm>=1.0.31,<2',
         'mmengine>=0.10.4,<0.11',
         'numpy>=1.26.1',  # has numpy._core
         'setuptools<81',  # mmengine imports pkg_resources
