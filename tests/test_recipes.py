@@ -373,7 +373,7 @@ VITDET = {
     },
 }
 NO_DECAY = {'decay_mult': 0.0}
-DINO = {
+DINO_VIT = {
     'lr': 1e-4,
     'weight_decay': 0.05,
     'constructor': 'mmpatch.LayerDecayOptimWrapperConstructor',
@@ -732,7 +732,7 @@ RECIPES = {
     **{
         f'timm/mask-rcnn_{name}_sfp_1x_coco.py': {
             **MASK_RCNN,
-            **DINO,
+            **DINO_VIT,
             'model': {**model, 'backbone.out_indices': [11], **pyramid(384, 4, 2, 1, 0.5)},
         }
         for name, model in (('dinov2-s-reg4', DINOV2), ('dinov3-s', DINOV3))
@@ -740,7 +740,7 @@ RECIPES = {
     **{
         f'timm/fpn_{name}_8xb4-40k_ade20k-512x512.py': {
             **SEMANTIC_FPN,
-            **DINO,
+            **DINO_VIT,
             'model': {
                 **model,
                 'backbone.out_indices': [2, 5, 8, 11],

@@ -1,5 +1,6 @@
 """Tables and a picture of what ``benchmark.py`` and ``benchmark_models.py`` wrote."""
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -126,8 +127,9 @@ def list_layers(found: dict[str, Any]) -> Iterator[list[str]]:
     for name, of in found.items():
         for form, seconds in of.get('layers', {}).items():
             known = [seconds.get(key, 0) for key in LAYERS]
-            total = sum(seconds.values())
-            cells = [f'{1e3 * value:.1f}' for value in (*known, total - sum(known), total)]
+            total = math.fsum(seconds.values())  # rounded alike by every Python
+            rest = total - math.fsum(known)
+            cells = [f'{1e3 * value:.1f}' for value in (*known, rest, total)]
             yield [name, form, *cells]
 
 
