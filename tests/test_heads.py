@@ -91,7 +91,7 @@ def build(name, host):
     if host == 'mmseg':
         model.data_preprocessor.size = (140, 140)
     else:
-        model.data_preprocessor.update(pad_size_divisor=32, pad_mask=True)
+        model.data_preprocessor.update(pad_size_divisor=128, pad_mask=True)
     if model.get('as_two_stage'):  # its queries are places of the maps
         model.num_queries = 50
     if host == 'mmdet':
@@ -102,7 +102,9 @@ def build(name, host):
     init_default_scope(host)
     check_model(model, host)
     masks = "'with_mask': True" in str(cfg.train_dataloader)
-    return revert_sync_batchnorm(MODELS.build(model)), masks
+    built = revert_sync_batchnorm(MODELS.build(model))
+    built.init_weights()  # some parameters of mmdet's are memory as it was
+    return built, masks
 
 
 def find_heads(model):
