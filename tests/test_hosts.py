@@ -406,6 +406,7 @@ def test_learns_and_predicts_on_odd_sizes(name, torch_seed):
     """Every parameter gets a gradient, so that distributed training needs no search for others."""
     cfg = tiny(load(name))
     model = build(cfg).train()
+    model.init_weights()  # some parameters of mmdet's are memory as it was
     if cfg.default_scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
 
