@@ -6,7 +6,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
+
+
+def make_segmentor_data():
+    """Two pictures with class maps, as mmseg collates them."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = [SegDataSample() for _ in range(2)]
+    for sample in samples:
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 97, 130)))
+        sample.set_metainfo({'img_shape': (97, 130), 'ori_shape': (97, 130)})
+    return {'inputs': [torch.randint(0, 256, (3, 97, 130))] * 2, 'data_samples': samples}
+
+
+def make_detector_data(with_mask):
+    """Two pictures of odd sizes with boxes, and with masks on request, as mmdet collates them."""
+    from mmdet.testing import demo_mm_inputs
+
+    shapes = [(3, 97, 130), (3, 64, 90)]
+    return demo_mm_inputs(2, shapes, num_items=[3, 1], num_classes=80, with_mask=with_mask)
 
 
 def pretrained(path, **kwargs):

@@ -6,9 +6,11 @@ import pytest
 import torch
 from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 
 from mmpatch.engine import check_model
+from mmpatch.engine.tool import build_model
+
+from support import make_detector_data, make_segmentor_data
 
 pytestmark = pytest.mark.hosts
 CHANNELS = (16, 32, 48, 64)
@@ -68,7 +70,6 @@ def build(name, host):
     """A model of a host over a PoolFormer of one block a stage, and whether it learns masks."""
     cfg = get_config(f'{host}::{name}.py')
     model = cfg.model
-    model.pop('pretrained', None)
     neck = model.get('neck') or {}
     first = neck[0] if isinstance(neck, list) else neck
     outs = model.backbone.get('out_indices', (0, 1, 2, 3))
@@ -94,15 +95,9 @@ def build(name, host):
         model.data_preprocessor.update(pad_size_divisor=128, pad_mask=True)
     if model.get('as_two_stage'):  # its queries are places of the maps
         model.num_queries = 50
-    if host == 'mmdet':
-        from mmdet.utils import register_all_modules
-    else:
-        from mmseg.utils import register_all_modules
-    register_all_modules(False)
-    init_default_scope(host)
     check_model(model, host)
     masks = "'with_mask': True" in str(cfg.train_dataloader)
-    built = revert_sync_batchnorm(MODELS.build(model))
+    built = revert_sync_batchnorm(build_model(cfg))
     built.init_weights()  # some parameters of mmdet's are memory as it was
     return built, masks
 
@@ -127,24 +122,6 @@ def replace_channels(head):
         head.c1_in_channels = CHANNELS[0]
 
 
-def detector_data(masks):
-    from mmdet.testing import demo_mm_inputs
-
-    shapes = [(3, 97, 130), (3, 96, 90)]
-    return demo_mm_inputs(2, shapes, num_items=[3, 1], num_classes=80, with_mask=masks)
-
-
-def segmentor_data():
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
-    samples = [SegDataSample() for _ in range(2)]
-    for sample in samples:
-        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 97, 130)))
-        sample.set_metainfo({'img_shape': (97, 130), 'ori_shape': (97, 130)})
-    return {'inputs': [torch.randint(0, 256, (3, 97, 130))] * 2, 'data_samples': samples}
-
-
 def learn_and_predict(model, data):
     """One step, with a gradient in every block of the backbone, and one prediction."""
     padded = model.train().data_preprocessor(deepcopy(data), True)
@@ -161,17 +138,17 @@ def learn_and_predict(model, data):
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detectors_of_mmdet(name, torch_seed):
     model, masks = build(name, 'mmdet')
-    learn_and_predict(model, detector_data(masks))
+    learn_and_predict(model, make_detector_data(masks))
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_segmentors_of_mmseg(name, torch_seed):
     model, _ = build(name, 'mmseg')
-    learn_and_predict(model, segmentor_data())
+    learn_and_predict(model, make_segmentor_data())
 
 
 @pytest.mark.parametrize('name', REFUSED)
 def test_heads_that_need_compiled_mmcv_say_so(name):
     model, masks = build(name, 'mmdet')
     with pytest.raises(NotImplementedError, match=r'^mmcv op \w+ needs compiled mmcv'):
-        learn_and_predict(model, detector_data(masks))
+        learn_and_predict(model, make_detector_data(masks))

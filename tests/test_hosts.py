@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmpatch
 import mmpatch.checkpoint
 from mmpatch.engine import check_model
+from mmpatch.engine.tool import build_model
 from mmpatch.registry import MODELS
 
-from support import ROOT
+from support import ROOT, make_detector_data, make_segmentor_data
 
 pytestmark = pytest.mark.hosts
 CONFIGS = [name for name in mmpatch.list_configs() if not name.startswith('demo/')]
@@ -74,23 +75,10 @@ def load(name):
     return deepcopy(parse(name))
 
 
-def build(cfg):
-    from mmdet.utils import register_all_modules as register_mmdet
-    from mmengine.registry import MODELS as ROOT_MODELS
-    from mmseg.utils import register_all_modules as register_mmseg
-
-    {'mmdet': register_mmdet, 'mmseg': register_mmseg}[cfg.default_scope](False)
-    init_default_scope(cfg.default_scope)
-    cfg.model.backbone.init_cfg = None
-    if 'pretrained' in cfg.model:
-        cfg.model.pretrained = None
-    return ROOT_MODELS.build(cfg.model)
-
-
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_parameters_of_whole_models(name):
     with torch.device('meta'):
-        model = build(load(name))
+        model = build_model(load(name))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     assert millions == pytest.approx(PARAMETERS[name], abs=0.015)
 
@@ -104,7 +92,7 @@ def test_parameters_of_baselines(name):
 def build_empty(name):
     """The model without memory for its numbers; mmdet's PVT reads some while it is built."""
     with torch.device('cpu' if 'pvt' in name else 'meta'):
-        return build(load(name)).to('meta')
+        return build_model(load(name)).to('meta')
 
 
 def count(part):
@@ -188,7 +176,8 @@ def test_parameters_of_upernet_are_those_of_mmseg():
     from mmengine.hub import get_config
 
     ours = build_empty('vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py')
-    theirs = build(get_config('mmseg::vit/vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512.py'))
+    name = 'mmseg::vit/vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512.py'
+    theirs = build_model(get_config(name))
     assert count(ours) - count(theirs) == 768
     assert count(ours.decode_head) == count(theirs.decode_head)
     assert count(ours.neck) == count(theirs.neck)
@@ -251,7 +240,7 @@ def test_config_parses_and_its_parts_fit(name):
 def test_levels_have_the_strides_that_heads_assume(name):
     """Measured on maps: the real strides against anchors and RoI extractors."""
     cfg = tiny(load(name))
-    model = build(cfg)
+    model = build_model(cfg)
     side = 448  # a multiple of 28 and of 64
     with torch.no_grad():
         levels = model.eval().extract_feat(torch.zeros(1, 3, side, side))
@@ -365,7 +354,7 @@ def test_configs_are_inherited_from_anywhere(tmp_path, base):
     (tmp_path / 'mine.py').write_text(
         f'_base_ = {base}\nmodel = dict(backbone=dict(depths=(1, 1, 1, 1)))\n'
     )
-    model = build(Config.fromfile(tmp_path / 'mine.py'))
+    model = build_model(Config.fromfile(tmp_path / 'mine.py'))
     assert [len(stage.blocks) for stage in model.backbone.stages] == [1, 1, 1, 1]
 
 
@@ -405,23 +394,12 @@ def small(cfg):
 def test_learns_and_predicts_on_odd_sizes(name, torch_seed):
     """Every parameter gets a gradient, so that distributed training needs no search for others."""
     cfg = tiny(load(name))
-    model = build(cfg).train()
+    model = build_model(cfg).train()
     model.init_weights()  # some parameters of mmdet's are memory as it was
     if cfg.default_scope == 'mmdet':
-        from mmdet.testing import demo_mm_inputs
-
-        masks = 'roi_head' in cfg.model or 'panoptic_head' in cfg.model
-        shapes = [(3, 97, 130), (3, 64, 90)]
-        data = demo_mm_inputs(2, shapes, num_items=[3, 1], num_classes=80, with_mask=masks)
+        data = make_detector_data('roi_head' in cfg.model or 'panoptic_head' in cfg.model)
     else:
-        from mmengine.structures import PixelData
-        from mmseg.structures import SegDataSample
-
-        samples = [SegDataSample() for _ in range(2)]
-        for sample in samples:
-            sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 97, 130)))
-            sample.set_metainfo({'img_shape': (97, 130), 'ori_shape': (97, 130)})
-        data = {'inputs': [torch.randint(0, 256, (3, 97, 130))] * 2, 'data_samples': samples}
+        data = make_segmentor_data()
     padded = model.data_preprocessor(deepcopy(data), True)
     losses, _ = model.parse_losses(model(**padded, mode='loss'))
     losses.backward()

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 import mmpatch
 from mmpatch.engine.data import replace_data_root
+from mmpatch.engine.tool import build_model
 
 import golden
 from support import ROOT, child_environment
@@ -142,15 +143,9 @@ def make_file(path, shapes, random=True, **changes):
 
 
 def build(name, device='meta'):
-    from mmdet.utils import register_all_modules as register_mmdet
-    from mmengine.registry import MODELS
-    from mmseg.utils import register_all_modules as register_mmseg
-
     cfg = Config.fromfile(mmpatch.config_path(RELEASED[name]['config']))
-    {'mmdet': register_mmdet, 'mmseg': register_mmseg}[cfg.default_scope](True)
-    cfg.model.backbone.init_cfg = None
     with torch.device(device):
-        return MODELS.build(cfg.model)
+        return build_model(cfg)
 
 
 @pytest.mark.parametrize('name', [name for name in RELEASED if 'poolformer' in name])

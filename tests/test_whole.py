@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 
 import mmpatch
 from mmpatch.checkpoint import load_pretrained, load_whole
 from mmpatch.checkpoint.whole import fit_whole
+from mmpatch.engine.tool import build_model
 
 from support import call_tool
 
@@ -23,14 +23,9 @@ SEMANTIC = 'vit/fpn_deit-t_tap-fpn_8xb2-80k_ade20k-512x512.py'
 
 
 def build(name, **changes):
-    from mmdet.utils import register_all_modules as register_mmdet
-    from mmseg.utils import register_all_modules as register_mmseg
-
     cfg = Config.fromfile(mmpatch.config_path(name))
-    {'mmdet': register_mmdet, 'mmseg': register_mmseg}[cfg.default_scope](False)
-    init_default_scope(cfg.default_scope)
     cfg.merge_from_dict({'model': {'backbone': {'init_cfg': None, **changes}}})
-    return MODELS.build(cfg.model)
+    return build_model(cfg)
 
 
 def with_bias(name, *shape):

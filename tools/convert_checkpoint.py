@@ -12,7 +12,6 @@ detectron2. DST is then a checkpoint for tools/test.py.
 """
 
 import argparse
-import importlib
 import os
 import pickle
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 import mmpatch
 from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load, whole
 from mmpatch.compat import safe_load
+from mmpatch.engine.tool import build_model
 
 
 def main() -> None:
@@ -83,12 +82,8 @@ def convert_whole(src: str, dst: Path, config: str, options: dict[str, Any]) -> 
     """Write all tensors of a detector or segmentor; return a report."""
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(options)
-    host = importlib.import_module(f'{cfg.default_scope}.utils')
-    host.register_all_modules(init_default_scope=False)
-    init_default_scope(cfg.default_scope)
-    cfg.model.backbone.init_cfg = None
     with torch.device('meta'):
-        model = MODELS.build(cfg.model)
+        model = build_model(cfg)
     tensors, report = whole.fit_whole(model, src)
     write(dst, tensors, {'source': src, 'layout': report.layout, 'dropped': report.dropped})
     return f'{report}\n{dst}: a checkpoint for {config}'

@@ -13,7 +13,6 @@ percent, so 0.1 points of AP or mIoU) of what was reported, and 1 otherwise.
 import argparse
 import difflib
 import hashlib
-import importlib
 import pickle
 import re
 import sys
@@ -23,13 +22,12 @@ from typing import Any
 import torch
 import yaml
 from mmengine.model import is_model_wrapper
-from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import mmpatch
 from mmpatch.checkpoint.whole import fit_whole, load_whole
 from mmpatch.compat.safe_load import download
-from mmpatch.engine.tool import make_parser, read_config
+from mmpatch.engine.tool import build_model, make_parser, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / 'configs/released.yml'
@@ -104,12 +102,9 @@ def check(args: argparse.Namespace) -> bool:
     if args.data_root:
         args.cfg_options = {**args.cfg_options, 'data_root': args.data_root}
     cfg = read_config(args, *(['test'] if args.data_root else []))
-    cfg.model.backbone.init_cfg = None
     file = find_file(row, args.file)
-    host = importlib.import_module(f'{cfg.default_scope}.utils')
-    host.register_all_modules(init_default_scope=True)
     with torch.device('meta'):  # before any data is read
-        _, report = fit_whole(MODELS.build(cfg.model), file)
+        _, report = fit_whole(build_model(cfg), file)
     print(f'{args.name}: all {len(report.matched)} tensors of {file} are those of {row["config"]}')
     if not args.data_root:
         print(f'No --data-root, so nothing was evaluated; reported: {row["metrics"]}')

@@ -6,13 +6,12 @@ from operator import mul
 from typing import Any, ClassVar
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones.arguments import broadcast_to_blocks, broadcast_to_stages, check_increasing
+from mmpatch.backbones.base import Backbone
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
-from mmpatch.checkpoint import Layout, Published, load_init_cfg, rename_in_place
+from mmpatch.checkpoint import Layout, Published, rename_in_place
 from mmpatch.layers import PatchEmbed, PositionEmbed, make_norm_factory
 from mmpatch.registry import MODELS, make_factory
 
@@ -34,7 +33,7 @@ MEMORY_FORMATS = {
 
 
 @MODELS.register_module()
-class MetaFormer(BaseModule):
+class MetaFormer(Backbone):
     """Stem and stages of residual blocks (https://arxiv.org/abs/2111.11418, Fig. 1 and 2).
 
     An isotropic network is a pyramid whose later strides are 1: ``strides=(16, 1, 1, 1)`` with
@@ -258,25 +257,10 @@ class MetaFormer(BaseModule):
         """Further outputs of a family, from the last map and the tokens (B, C, 1, T) beside it."""
         return ()
 
-    def init_weights(self) -> None:
-        """Load the files that ``init_cfg`` names strictly; any other ``init_cfg`` is MMEngine's."""
-        if not load_init_cfg(self):
-            super().init_weights()
-
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Take tensors as published code names them, too: whole detectors hold such backbones."""
         rename_in_place(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def train(self, mode: bool = True) -> 'MetaFormer':
-        """Set the mode, but keep frozen parts, and batch norms with ``norm_eval``, in eval mode."""
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning rates (BEiT, ViTDet).

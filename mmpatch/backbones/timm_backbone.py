@@ -11,15 +11,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatch.backbones.arguments import check_increasing
-from mmpatch.checkpoint import Report, load_init_cfg
+from mmpatch.backbones.base import Backbone
+from mmpatch.checkpoint import Report
 from mmpatch.checkpoint.load import read_checkpoint, unwrap
-from mmpatch.checkpoint.match import NOT_FINITE, describe_problems
+from mmpatch.checkpoint.match import compare_tensors, describe_problems
 from mmpatch.registry import MODELS
 
 SCHEME = 'timm://'
@@ -28,7 +27,7 @@ ANY_SIZE = {'dynamic_img_size': True, 'strict_img_size': False}
 
 
 @MODELS.register_module()
-class TimmBackbone(BaseModule):
+class TimmBackbone(Backbone):
     """``timm.create_model(model_name, features_only=True)`` as a backbone, equal in its features.
 
     Images of any size: networks that have ``dynamic_img_size`` or ``strict_img_size`` are made so
@@ -111,6 +110,10 @@ class TimmBackbone(BaseModule):
             self.net.model.set_grad_checkpointing(True)
         self._freeze()
 
+    def load_file(self, **settings: Any) -> Report:
+        """Load one file that ``init_cfg`` names: see :func:`load_timm`."""
+        return load_timm(self, **settings)
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one (B, C_i, about H / stride_i, W / stride_i) per output."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
@@ -121,21 +124,6 @@ class TimmBackbone(BaseModule):
         if max(self.patch) > 1:
             x = F.pad(x, (0, -x.shape[3] % columns, 0, -x.shape[2] % rows))
         return tuple(self.net(x))
-
-    def init_weights(self) -> None:
-        """Load the files that ``init_cfg`` names strictly; any other ``init_cfg`` is MMEngine's."""
-        if not load_init_cfg(self, load_timm):
-            super().init_weights()
-
-    def train(self, mode: bool = True) -> 'TimmBackbone':
-        """Set the mode, but keep frozen parts, and batch norms with ``norm_eval``, in eval mode."""
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter by timm's ``group_matcher``, for layer-wise learning rates.
@@ -210,37 +198,25 @@ def load_timm(model: TimmBackbone, checkpoint: str | os.PathLike[str], prefix: s
     )
     wanted = model.net.model.state_dict()
     heads = _list_heads(whole)
-    surplus, wrong, integers = (list[str]() for _ in range(3))
-    matched: dict[str, Tensor] = {}
-    for name, tensor in converted.items():
-        like = wanted.get(name)
-        if like is None:
-            is_known = name in known or name.startswith(heads)
-            (report.dropped if is_known else surplus).append(name)
-        elif tensor.shape != like.shape:
-            here, there = tuple(tensor.shape), tuple(like.shape)
-            wrong.append(f'{name}: {here} in the file, {there} in the model')
-        elif like.is_floating_point() and not tensor.is_floating_point():
-            integers.append(f'{name} ({tensor.dtype})')
-        else:
-            matched[name] = tensor
-            if name in tensors and tensors[name].shape != tensor.shape:
-                sizes = f'{tuple(tensors[name].shape)} -> {tuple(tensor.shape)}'
-                report.resampled.append(f'{name} {sizes}')
-    absent = [name for name in wanted if name not in converted]
+    others = [name for name in converted if name not in wanted]
+    unread = [name for name in others if name in known or name.startswith(heads)]
+    report.dropped += unread
+    for name in unread:
+        converted.pop(name)
     # Files from before torch 0.4.1 have no counters of batches.
-    report.new = [name for name in absent if name.endswith('num_batches_tracked')]
-    problems = {
-        'keys that the model has no tensor for': surplus,
-        'wrong shapes': wrong,
-        'integer or boolean tensors instead of weights': integers,
-        'tensors of the backbone that the file lacks': [n for n in absent if n not in report.new],
-        NOT_FINITE: [name for name, tensor in matched.items() if not tensor.isfinite().all()],
-    }
+    counters = [name for name in wanted if name.endswith('num_batches_tracked')]
+    report.new = [name for name in counters if name not in converted]
+    wanted = {name: tensor for name, tensor in wanted.items() if name not in report.new}
+    problems = compare_tensors(converted, wanted, 'tensors of the backbone')
     if text := describe_problems(problems):
         raise ValueError(f'{source} does not fit this TimmBackbone ({model.model_name}); {text}')
-    model.net.model.load_state_dict(matched, strict=False)
-    report.matched = list(matched)
+    both = [
+        (name, tensors[name].shape, converted[name].shape) for name in wanted if name in tensors
+    ]
+    sizes = [(name, tuple(here), tuple(there)) for name, here, there in both if here != there]
+    report.resampled = [f'{name} {here} -> {there}' for name, here, there in sizes]
+    model.net.model.load_state_dict(converted, strict=False)
+    report.matched = list(converted)
     print_log(str(report), logger='current')
     return report
 
@@ -264,9 +240,9 @@ def _convert(tensors: dict[str, Tensor], whole: nn.Module) -> dict[str, Tensor]:
     """Tensors by timm's names, as timm itself converts them; unchanged if it cannot."""
     convert = getattr(sys.modules[type(whole).__module__], 'checkpoint_filter_fn', None)
     try:
-        return {**convert(dict(tensors), whole)} if convert else tensors
+        return {**convert(dict(tensors), whole)} if convert else {**tensors}
     except Exception:  # made for files that fit; what does not fit is named afterwards
-        return tensors
+        return {**tensors}
 
 
 def _list_heads(whole: Any) -> tuple[str, ...]:

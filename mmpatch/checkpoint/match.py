@@ -148,6 +148,28 @@ def join_names(names: Sequence[str], limit: int = 8) -> str:
     return (', '.join(names[:limit]) or 'none') + more
 
 
+def compare_tensors(
+    tensors: Tensors, wanted: Tensors, what: str = 'tensors'
+) -> dict[str, list[str]]:
+    """What is wrong with tensors that should be the wanted ones -> names of the culprits."""
+    both = [(name, tensor, wanted[name]) for name, tensor in tensors.items() if name in wanted]
+    return {
+        'keys that the model has no tensor for': [name for name in tensors if name not in wanted],
+        f'{what} that the file lacks': [name for name in wanted if name not in tensors],
+        'wrong shapes': [
+            f'{name}: {tuple(here.shape)} in the file, {tuple(there.shape)} in the model'
+            for name, here, there in both
+            if here.shape != there.shape
+        ],
+        'integer or boolean tensors instead of weights': [
+            f'{name} ({here.dtype})'
+            for name, here, there in both
+            if there.is_floating_point() and not here.is_floating_point()
+        ],
+        NOT_FINITE: [name for name, here, _ in both if not here.isfinite().all()],
+    }
+
+
 def describe_problems(problems: dict[str, list[str]]) -> str:
     """What is wrong, each with the names of its first culprits; empty if nothing is."""
     return '; '.join(f'{what}: {join_names(names)}' for what, names in problems.items() if names)

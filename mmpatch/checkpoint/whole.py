@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from mmpatch.checkpoint.layout import METAFORMER_LAYOUT, Grid, Layout, Tensors, find_layout
 from mmpatch.checkpoint.load import read_checkpoint, unwrap
-from mmpatch.checkpoint.match import NOT_FINITE, Report, join_names, match_tensors
+from mmpatch.checkpoint.match import (
+    Report,
+    compare_tensors,
+    describe_problems,
+    join_names,
+    match_tensors,
+)
 
 BACKBONE = 'backbone.'
 
@@ -120,7 +126,7 @@ def fit_whole(model: Any, source: str) -> tuple[Tensors, Report]:
             (report.dropped if name is None else unknown).append(key)
     wanted = model.state_dict()
     wanted = {k: v for k, v in wanted.items() if not (own and k.startswith(BACKBONE))}
-    found, wrong = parts[0], _compare(parts[0], wanted)
+    found, wrong = parts[0], compare_tensors(parts[0], wanted)
     if own:
         inner = find_layout(parts[1]) or METAFORMER_LAYOUT
         fitted, culprits = match_tensors(parts[1], inner, model.backbone, report)
@@ -130,28 +136,7 @@ def fit_whole(model: Any, source: str) -> tuple[Tensors, Report]:
             wrong[what] = wrong.get(what, []) + [BACKBONE + name for name in names]
     wrong['keys that no rule explains'] = unknown + wrong.get('keys that no rule explains', [])
     report.layout, report.matched, report.new = layout.name, list(found), []
-    if any(wrong.values()):
-        lines = (f'{what}: {join_names(names)}' for what, names in wrong.items() if names)
+    if text := describe_problems(wrong):
         where = f'{source} ({layout.name} layout) does not fit this {type(model).__name__}'
-        raise ValueError(f'{where}; {"; ".join(lines)}')
+        raise ValueError(f'{where}; {text}')
     return found, report
-
-
-def _compare(tensors: Tensors, wanted: Tensors) -> dict[str, list[str]]:
-    """What is wrong with tensors that should be the wanted ones -> names of the culprits."""
-    both = [(name, tensor, wanted[name]) for name, tensor in tensors.items() if name in wanted]
-    return {
-        'keys that the model has no tensor for': [name for name in tensors if name not in wanted],
-        'tensors that the file lacks': [name for name in wanted if name not in tensors],
-        'wrong shapes': [
-            f'{name}: {tuple(here.shape)} in the file, {tuple(there.shape)} in the model'
-            for name, here, there in both
-            if here.shape != there.shape
-        ],
-        'integer or boolean tensors instead of weights': [
-            f'{name} ({here.dtype})'
-            for name, here, there in both
-            if there.is_floating_point() and not here.is_floating_point()
-        ],
-        NOT_FINITE: [name for name, here, _ in both if not here.isfinite().all()],
-    }

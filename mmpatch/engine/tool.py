@@ -5,11 +5,13 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.registry import MODELS, init_default_scope
 
 from mmpatch import compat
 from mmpatch.engine.data import check_paths, replace_data_root, warn_of_lost_annotations
@@ -134,3 +136,14 @@ def check_precision(cfg: Config) -> None:
             'error: MMEngine has no mixed precision on a CPU: leave out --amp, or add '
             '--cfg-options optim_wrapper.type=OptimWrapper if the config asks for it'
         )
+
+
+def build_model(cfg: Config) -> Any:
+    """Build the whole model of a config of mmdet or mmseg, without pretrained weights."""
+    host = importlib.import_module(f'{cfg.default_scope}.utils')
+    host.register_all_modules(init_default_scope=False)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.init_cfg = None
+    if 'pretrained' in cfg.model:
+        cfg.model.pretrained = None
+    return MODELS.build(cfg.model)

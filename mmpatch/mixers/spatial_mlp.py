@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmpatch.layers import is_grid
 from mmpatch.mixers.tokens import Grid, StaticMixer, to_map, to_tokens
-from mmpatch.mixers.windowed import merge_windows, split_windows
+from mmpatch.mixers.windowed import mix_windows
 from mmpatch.registry import MODELS
 
 
@@ -72,8 +72,7 @@ class SpatialMLP(StaticMixer):
             _log_other_grid(self.grid, self.other_grids)
         if self.other_grids == 'resample' or size == self.grid:
             return self._mix(x)
-        windows = split_windows(x.permute(0, 2, 3, 1), self.grid).permute(0, 3, 1, 2)
-        return merge_windows(self._mix(windows).permute(0, 2, 3, 1), size).permute(0, 3, 1, 2)
+        return mix_windows(x, self.grid, self._mix)
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N), the same for every input of one size.

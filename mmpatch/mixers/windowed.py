@@ -1,5 +1,6 @@
 """Any mixer, within windows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -34,9 +35,14 @@ class Windowed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        windows = split_windows(x.permute(0, 2, 3, 1), (self.window_size, self.window_size))
-        mixed = self.mixer(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return merge_windows(mixed, x.shape[2:]).permute(0, 3, 1, 2)
+        return mix_windows(x, (self.window_size, self.window_size), self.mixer)
+
+
+def mix_windows(x: Tensor, window: Grid, mixer: Callable[[Tensor], Tensor]) -> Tensor:
+    """(B, C, H, W) -> (B, C, H, W), mixed within windows (B * windows, C, *window)."""
+    windows = split_windows(x.permute(0, 2, 3, 1), window)
+    mixed = mixer(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return merge_windows(mixed, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 def split_windows(grid: Tensor, window: Grid) -> Tensor:
