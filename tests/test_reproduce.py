@@ -197,7 +197,7 @@ def test_the_table_names_our_configs_and_the_metafiles_results(reproduce):
     """Each reported metric is in the metafile of the config, with the same source."""
     titles = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU'}
     rows = reproduce.read_table(reproduce.TABLE)
-    assert len(rows) == 16
+    assert len(rows) == 24
     for name, row in rows.items():
         assert mmpatch.config_path(row['config']) and row['page'].startswith('https://'), name
         folder, file = row['config'].split('/')

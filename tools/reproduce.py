@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / 'configs/released.yml'
 #: Largest difference from a reported metric, in percent.
 TOLERANCE = 0.1
+#: Suffixes of links to a file, not to a page.
+DIRECT = ('.pth', '.pth.tar', '.pkl')
 KEYS = {'config', 'url', 'page', 'by', 'metrics'}
 
 
@@ -59,7 +61,7 @@ def find_file(row: dict[str, Any], file: str | None) -> str:
     url = row['url']
     match = re.search(r'-([0-9a-f]{8})\.pth$', url)
     if file is None:
-        if not url.endswith('.pth'):
+        if not url.endswith(DIRECT):
             raise ValueError(f'fetch {url} with a browser and give the file: --file PATH')
         return str(download(url, sha256=match and match[1]))
     if match and Path(file).is_file():
