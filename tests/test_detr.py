@@ -1,5 +1,6 @@
 """The family of DETR: mmdet's own models without compiled ops, and SMCA."""
 
+import pickle
 import random
 from copy import deepcopy
 
@@ -214,6 +215,8 @@ def test_smca_is_detr_with_priors(torch_seed):
         _, boxes = model.bbox_head(**outputs)
     torch.testing.assert_close(boxes[-1][..., :2], outputs['references'])
     assert outputs['references'].std() > 0
+    copy = pickle.loads(pickle.dumps(model))
+    assert type(copy) is type(model) and copy.state_dict().keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

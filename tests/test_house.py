@@ -73,7 +73,11 @@ def test_arrows_point_one_way(file):
 
 
 def test_hosts_are_imported_inside_functions_only():
-    assert not under(imports(*FILES, top_level_only=True), 'mmdet', 'mmseg')
+    """But where a class of ours has one of theirs as its base; functions only import that file."""
+    bases = {PACKAGE / 'heads/smca_detr.py'}
+    names = {f'mmpatch.heads.{file.stem}' for file in bases}
+    found = imports(*set(FILES) - bases, top_level_only=True)
+    assert not under(found, 'mmdet', 'mmseg', *names)
 
 
 def test_modules_use_public_functions_of_torch():

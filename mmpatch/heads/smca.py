@@ -1,6 +1,5 @@
 """SMCA-DETR (https://arxiv.org/abs/2101.07448) with one scale, over mmdet's DETR."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -126,39 +125,7 @@ def build_smca_detr(**settings: Any) -> Any:
         **settings: Of mmdet's ``DETR``, and ``smooth`` (8) and ``stride`` (32) of the decoder. The
             head must take ``references``, as ``ConditionalDETRHead`` does.
     """
-    return _make_class()(**settings)
+    # mmdet may not be imported before the first use
+    from mmpatch.heads.smca_detr import SMCADETR
 
-
-@cache
-def _make_class() -> type:
-    """The detector's class, made at its first use, since mmdet may not be imported before."""
-    from mmdet.models.detectors import DETR
-
-    class SMCADETR(DETR):
-        decoder: Any
-
-        def __init__(self, *args: Any, smooth: float = 8.0, stride: float = 32, **kwargs: Any):
-            self.smooth, self.stride = smooth, stride  # DETR builds all layers at once
-            super().__init__(*args, **kwargs)
-
-        def _init_layers(self) -> None:
-            super()._init_layers()
-            self.decoder = ModulatedDecoder(self.decoder, self.smooth, self.stride)
-
-        def init_weights(self) -> None:
-            super().init_weights()
-            for prior in self.decoder.priors:
-                prior.reset_scale()
-
-        def pre_transformer(self, img_feats: Any, batch_data_samples: Any = None) -> Any:
-            encoder, decoder = super().pre_transformer(img_feats, batch_data_samples)
-            sizes = [sample.img_shape[1::-1] for sample in batch_data_samples]
-            decoder['image_sizes'] = img_feats[-1].new_tensor(sizes, dtype=torch.float32)
-            decoder['size'] = tuple(img_feats[-1].shape[2:])
-            return encoder, decoder
-
-        def forward_decoder(self, **inputs: Any) -> dict[str, Tensor]:
-            states, references = self.decoder(**inputs)
-            return {'hidden_states': states, 'references': references}
-
-    return SMCADETR
+    return SMCADETR(**settings)
