@@ -6,12 +6,13 @@
 
 Each cell is one of the project's configs with fewer blocks and channels. It trains for 60
 iterations on the CPU. Its loss must be finite and fall; it is evaluated and saved; the loaded copy
-must give the same maps. Takes some minutes on two cores. ``--archs`` trains those networks
-instead of the ones in the configs.
+must give the same maps. All cells take about half an hour on two cores. ``--archs`` trains those
+networks instead of the ones in the configs.
 
-``--by-heart`` trains PoolFormer's DETRs on eight pictures, without noise, until they know them:
-the box AP on these pictures must be at least 0.5. That shows that targets, matching and decoding
-fit each other, which falling losses do not. Takes two minutes or more for each.
+``--by-heart`` trains DETRs on eight pictures, without noise, until they know them: the box AP on
+these pictures must be at least 0.5. That shows that targets, matching and decoding fit each other,
+which falling losses do not. Each takes two to five minutes; without ``--families``, those of
+PoolFormer run.
 """
 
 import argparse
@@ -56,9 +57,11 @@ TASKS = {
     'upernet': 'upernet_',
 }
 SEGMENTATION = ('semantic-fpn', 'semantic-fpn-taps', 'upernet')
-#: Folders of configs; of timm's networks, with the beginnings of their names.
-FAMILIES = sorted({name.split('/')[0] for name in mmpatch.list_configs()} - {'demo', 'timm'})
-FAMILIES += ['timm/dinov2', 'timm/dinov3']
+#: Folders of configs; of networks of timm and the hosts, with the beginnings of their names.
+FAMILIES = sorted(
+    {name.split('/')[0] for name in mmpatch.list_configs()} - {'demo', 'timm', 'baselines'}
+)
+FAMILIES += ['timm/dinov2', 'timm/dinov3', 'baselines/r', 'baselines/pvt']
 MASK_RCNN: dict[str, Any] = {
     'rpn_head': {'in_channels': WIDTH, 'feat_channels': WIDTH},
     'roi_head': {
@@ -339,14 +342,14 @@ def main() -> None:
     )
     parser.add_argument('--iterations', type=int, help='of each training')
     parser.add_argument(
-        '--by-heart', action='store_true', help='learn eight pictures with the DETRs of PoolFormer'
+        '--by-heart', action='store_true', help='learn eight pictures by heart, with DETRs only'
     )
-    parser.add_argument('--families', nargs='+', choices=FAMILIES, default=FAMILIES)
+    parser.add_argument('--families', nargs='+', choices=FAMILIES)
     parser.add_argument('--archs', nargs='+', help='networks to train, of any families')
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     args = parser.parse_args()
     if args.by_heart:
-        args.families = ['poolformer']
+        args.families = args.families or ['poolformer']
         args.tasks = [task for task in args.tasks if task in BY_HEART]
         if not args.tasks:
             parser.error(f'--by-heart takes only the tasks {", ".join(BY_HEART)}')
@@ -362,7 +365,7 @@ def main() -> None:
     HOOKS.register_module(module=LossRecorder)
     start = time.monotonic()
     failed = []
-    columns = [(family, '') for family in args.families]
+    columns = [(family, '') for family in args.families or FAMILIES]
     if args.archs:
         columns = [(find_family(arch), arch) for arch in args.archs]
     table = {task: ['-'] * len(columns) for task in args.tasks}
