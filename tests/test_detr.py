@@ -170,8 +170,8 @@ def test_each_head_looks_where_its_prior_is(torch_seed):
     """A narrow prior leaves one place to each image, head and query: its value goes through."""
     _, decoder = make_decoders(layers=1)
     inputs, prior, layer = make_inputs(), decoder.priors[0], decoder.layers[0]
-    torch.nn.init.zeros_(decoder.reference[2].weight)  # centres in the middle of the images
-    torch.nn.init.zeros_(decoder.reference[2].bias)
+    torch.nn.init.zeros_(decoder.reference[-1].weight)  # centres in the middle of the images
+    torch.nn.init.zeros_(decoder.reference[-1].bias)
     torch.nn.init.zeros_(prior.offset.weight)
     prior.offset.bias.data = torch.tensor([0.0, 0.5, -1.0, -0.5])
     torch.nn.init.constant_(prior.scale.bias, 100.0)
@@ -199,7 +199,7 @@ def test_smca_is_detr_with_priors(torch_seed):
     model = build(cfg).eval()
     dim, heads, layers = 256, 8, 6
     priors = 2 * dim + 2 * (dim + 1) * 2 * heads
-    reference = (dim + 1) * dim + (dim + 1) * 2
+    reference = 2 * (dim + 1) * dim + (dim + 1) * 2  # the authors' MLP(256, 256, 2, 3)
     decoder = model.decoder
     assert sum(p.numel() for p in decoder.priors.parameters()) == layers * priors
     assert sum(p.numel() for p in decoder.reference.parameters()) == reference
@@ -217,6 +217,61 @@ def test_smca_is_detr_with_priors(torch_seed):
     assert outputs['references'].std() > 0
     copy = pickle.loads(pickle.dumps(model))
     assert type(copy) is type(model) and copy.state_dict().keys() == model.state_dict().keys()
+
+
+def test_layers_of_smca_run_as_in_the_source(torch_seed):
+    """Step by step: priors from states and positions, centres from the first layer's norm."""
+    _, decoder = make_decoders()
+    for prior in decoder.priors:
+        golden.randomize(prior)
+    inputs = make_inputs() | {'memory_mask': None}
+    states, references = decoder(**inputs)
+    query, position, rows = inputs['query'], inputs['query_pos'], inputs['size'][0]
+    first = decoder.priors[0].norm(query + position)
+    expected = decoder.reference(first).sigmoid()
+    torch.testing.assert_close(references, expected)
+    centre = expected * inputs['image_sizes'][:, None] / 32
+    for i, (layer, prior) in enumerate(zip(decoder.layers, decoder.priors, strict=True)):
+        normed = prior.norm(query + position)
+        offset, scale = prior.offset(normed), prior.scale(normed)
+        logits = torch.empty(2, 2, 5, 12)  # image, head, query, cell
+        for head in range(2):
+            x, y = (centre[..., j] + offset[..., 2 * head + j] for j in range(2))
+            a, b = (scale[..., 2 * head + j] for j in range(2))
+            for cell in range(12):
+                distance = (a * (x - cell % 4)) ** 2 + (b * (y - cell // 4)) ** 2
+                logits[:, head, :, cell] = -distance / 8
+        assert rows == 3
+        query = layer(
+            query,
+            key=inputs['memory'],
+            value=inputs['memory'],
+            query_pos=position,
+            key_pos=inputs['memory_pos'],
+            cross_attn_mask=logits.flatten(0, 1),
+        )
+        torch.testing.assert_close(states[i], decoder.post_norm(query), rtol=1e-4, atol=1e-5)
+
+
+def test_settings_of_smca_reach_its_decoder(torch_seed):
+    """Image sizes as width and height without padding, ``smooth``, and the map's own stride."""
+    name = 'smca-detr_poolformer-s12_8xb2-50e_coco.py'
+    cfg = Config.fromfile(mmpatch.config_path(f'poolformer/{name}')).model
+    cfg.backbone.update(depths=(1, 1, 1, 1), out_indices=(2,))
+    cfg.neck.in_channels = [320]
+    cfg.update(stride=16, smooth=4)
+    model = build(cfg).eval()
+    assert {prior.smooth for prior in model.decoder.priors} == {4}
+    data = model.data_preprocessor(make_data(), False)
+    maps = model.extract_feat(data['inputs'])
+    _, inputs = model.pre_transformer(maps, data['data_samples'])
+    shapes = [sample.img_shape for sample in data['data_samples']]
+    assert shapes[0] != shapes[1] and any(height != width for height, width in shapes)
+    assert inputs['image_sizes'].tolist() == [[width, height] for height, width in shapes]
+    assert inputs['size'] == tuple(maps[-1].shape[2:]) and model.decoder.stride == 16
+    model.stride = 32
+    with pytest.raises(ValueError, match=r'^model\.stride=32, but images of .* set model\.stride'):
+        model.pre_transformer(maps, data['data_samples'])
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -38,7 +38,7 @@ PARAMETERS = {
     'poolformer/mask-rcnn_poolformer-s36_fpn_1x_coco.py': 50.52,
     'poolformer/detr_poolformer-s12_8xb2-50e_coco.py': 29.08,
     'poolformer/deformable-detr_poolformer-s12_8xb4-50e_coco.py': 21.62,
-    'poolformer/smca-detr_poolformer-s12_8xb2-50e_coco.py': 29.25,
+    'poolformer/smca-detr_poolformer-s12_8xb2-50e_coco.py': 29.31,
     'poolformer/dino-4scale_poolformer-s12_8xb2-12e_coco.py': 31.39,
     'poolformer/mask2former_poolformer-s12_8xb2-lsj-50e_coco.py': 31.20,
     'poolformer/fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py': 15.67,
@@ -50,7 +50,7 @@ PARAMETERS = {
     'container/mask-rcnn_container-light_fpn_1x_coco.py': 40.29,
     'container/detr_container-light_8xb2-50e_coco.py': 37.79,
     'container/deformable-detr_container-light_8xb4-50e_coco.py': 30.34,
-    'container/smca-detr_container-light_8xb2-50e_coco.py': 37.96,
+    'container/smca-detr_container-light_8xb2-50e_coco.py': 38.03,
     'container/fpn_container-light_8xb4-40k_ade20k-512x512.py': 24.39,
 }
 #: Millions of parameters in PoolFormer's paper; without frozen ones, as the figures show.

@@ -11,6 +11,7 @@ model = dict(
     num_queries=300,
     bbox_head=dict(
         type='ConditionalDETRHead',  # DETR's, with boxes that start from reference points
+        sync_cls_avg_factor=True,  # the authors average over the boxes of all GPUs
         loss_cls=dict(
             _delete_=True,
             type='FocalLoss',

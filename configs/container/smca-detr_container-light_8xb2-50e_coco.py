@@ -1,7 +1,7 @@
 """Single-scale SMCA-DETR, CONTAINER-Light, 50 epochs, COCO: 44.2 box AP (R50 41.0).
 
 Both figures and the recipe are in the README of gaopengcuhk/SMCA-DETR. Batch norms are frozen, as
-in DETR. 37.96 M parameters.
+in DETR. 38.03 M parameters.
 
 The weights are on Google Drive: ``mmpatch://container-light_in1k`` prints the link. Download the
 file and give its path as ``model.backbone.init_cfg.checkpoint``.

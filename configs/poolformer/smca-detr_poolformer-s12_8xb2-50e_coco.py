@@ -1,6 +1,6 @@
 """Single-scale SMCA-DETR, PoolFormer-S12, 50 epochs, COCO: no published number.
 
-The recipe is the one of R50. 29.25 M parameters.
+The recipe is the one of R50. 29.31 M parameters.
 
     python tools/train.py configs/poolformer/smca-detr_poolformer-s12_8xb2-50e_coco.py
 """

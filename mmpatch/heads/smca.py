@@ -72,7 +72,8 @@ class ModulatedDecoder(nn.Module):
         self.stride = stride
         dim, heads = decoder.embed_dims, self.layers[0].cross_attn.num_heads
         self.priors: Any = nn.ModuleList(SpatialPrior(dim, heads, smooth) for _ in self.layers)
-        self.reference = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 2))
+        hidden = [layer for _ in range(2) for layer in (nn.Linear(dim, dim), nn.ReLU())]
+        self.reference = nn.Sequential(*hidden, nn.Linear(dim, 2))
 
     def forward(
         self,

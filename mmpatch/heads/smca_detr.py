@@ -35,11 +35,23 @@ class SMCADETR(DETR):
             prior.reset_scale()
 
     def pre_transformer(self, img_feats: Any, batch_data_samples: Any = None) -> Any:
-        """Add the sizes of images and map to the inputs of the decoder."""
+        """Add the sizes of images and map to the inputs of the decoder.
+
+        Raises:
+            ValueError: If the map has another stride than ``stride``.
+        """
         encoder, decoder = super().pre_transformer(img_feats, batch_data_samples)
+        size = tuple(img_feats[-1].shape[2:])
+        padded = batch_data_samples[0].batch_input_shape
+        cells = [side / self.stride for side in padded]
+        if any(abs(a - b) > 1 for a, b in zip(cells, size, strict=True)):
+            raise ValueError(
+                f'model.stride={self.stride}, but images of {padded} have maps of {size}: set '
+                "model.stride to the stride of the neck's output"
+            )
         sizes = [sample.img_shape[1::-1] for sample in batch_data_samples]
         decoder['image_sizes'] = img_feats[-1].new_tensor(sizes, dtype=torch.float32)
-        decoder['size'] = tuple(img_feats[-1].shape[2:])
+        decoder['size'] = size
         return encoder, decoder
 
     def forward_decoder(self, **inputs: Any) -> dict[str, Tensor]:
