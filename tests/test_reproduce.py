@@ -316,6 +316,8 @@ def test_metrics_are_compared_in_percent(reproduce):
     lines = reproduce.compare(metrics, {'coco/bbox_mAP': 0.361, 'mIoU': 36.79})
     assert lines[0] == 'equal: coco/bbox_mAP 36.10, reported 36.2, -0.10'
     assert lines[1] == 'FAILED: mIoU 36.79, reported 36.68, +0.11'
+    (line,) = reproduce.compare({'coco/bbox_mAP': 36.2}, {})
+    assert line == 'FAILED: coco/bbox_mAP was not measured, reported 36.2; nothing was found'
 
 
 def test_files_that_are_not_there_or_not_the_published_ones_are_named(reproduce, tmp_path):
@@ -326,4 +328,11 @@ def test_files_that_are_not_there_or_not_the_published_ones_are_named(reproduce,
         reproduce.find_file(RELEASED['fpn_poolformer-s12_mmseg'], str(tmp_path / 'a.pth'))
     (tmp_path / 'table.yml').write_text('a: {config: b}')
     with pytest.raises(ValueError, match=r'table\.yml: a must have by, config, metrics, page, url'):
+        reproduce.read_table(tmp_path / 'table.yml')
+    (tmp_path / 'table.yml').write_text('a: {b: ')
+    with pytest.raises(ValueError, match=r'table\.yml: while parsing'):
+        reproduce.read_table(tmp_path / 'table.yml')
+    with pytest.raises(ValueError, match=r'table\.yml: a: metrics must be names with numbers'):
+        row = dict.fromkeys(['config', 'url', 'page', 'by']) | {'metrics': {'mIoU': '36.2'}}
+        (tmp_path / 'table.yml').write_text(yaml.safe_dump({'a': row}))
         reproduce.read_table(tmp_path / 'table.yml')

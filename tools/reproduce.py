@@ -44,11 +44,17 @@ def read_table(file: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: If it is none; names the row.
     """
-    table = yaml.safe_load(file.read_text())
+    try:
+        table = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f'{file}: {error}') from error
     rows = table if isinstance(table, dict) else {'': table}
     for name, row in rows.items():
-        if not isinstance(row, dict) or row.keys() != KEYS or not isinstance(row['metrics'], dict):
+        if not isinstance(row, dict) or row.keys() - {'note'} != KEYS:
             raise ValueError(f'{file}: {name} must have {", ".join(sorted(KEYS))}')
+        metrics = row['metrics'] if isinstance(row['metrics'], dict) else {'': ''}
+        if any(not isinstance(value, int | float) for value in metrics.values()):
+            raise ValueError(f'{file}: {name}: metrics must be names with numbers')
     return rows
 
 
@@ -76,6 +82,9 @@ def compare(expected: dict[str, float], found: dict[str, float]) -> list[str]:
     """Lines about metrics in percent; those that are too far off start with 'FAILED'."""
     lines = []
     for name, value in expected.items():
+        if name not in found:
+            lines.append(f'FAILED: {name} was not measured, reported {value}; nothing was found')
+            continue
         percent = found[name] * (100 if name.startswith('coco/') else 1)
         difference = percent - value
         # decimals such as 0.1 are not exact
@@ -104,14 +113,19 @@ def check(args: argparse.Namespace) -> bool:
     if args.data_root:
         args.cfg_options = {**args.cfg_options, 'data_root': args.data_root}
     cfg = read_config(args, *(['test'] if args.data_root else []))
+    cfg.load_from, cfg.resume = None, False  # the file is the one that is checked, no other
     file = find_file(row, args.file)
     with torch.device('meta'):  # before any data is read
         _, report = fit_whole(build_model(cfg), file)
     print(f'{args.name}: all {len(report.matched)} tensors of {file} are those of {row["config"]}')
+    if 'note' in row:
+        print(f'Note: {row["note"]}')
     if not args.data_root:
         print(f'No --data-root, so nothing was evaluated; reported: {row["metrics"]}')
         return True
     runner = Runner.from_cfg(cfg)
+    if not len(runner.test_dataloader.dataset):  # type: ignore[arg-type]
+        raise ValueError(f'{args.data_root} has no image to evaluate')
     model: Any = runner.model
     load_whole(model.module if is_model_wrapper(model) else model, file)
     lines = compare(row['metrics'], runner.test())
