@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmpatch
 from mmpatch.backbones import TimmBackbone
-from mmpatch.backbones.timm_backbone import find_url
+from mmpatch.backbones.timm_backbone import find_url, load_timm
 from mmpatch.engine import LayerDecayOptimWrapperConstructor
 
+import golden
 from support import pretrained, relative_error
 
 PLAIN = {'depth': 3, 'embed_dim': 48, 'num_heads': 3}
@@ -281,14 +282,35 @@ def test_a_file_of_dinov2s_authors_is_converted_and_resampled(tmp_path, caplog):
 @pytest.mark.parametrize(
     ('arguments', 'error'),
     [
-        (('resnet19', (1,)), "has no network 'resnet19'; near: resnet"),
+        (('resnet19', (1,)), "has no network 'resnet19' .*; near: resnet"),
         (('resnet18', (1, 9)), r'resnet18: out_indices=\(1, 9\) must name features of 0\.\.4'),
         (('resnet18', (2, 1)), 'must increase'),
+        (('resnet18', ()), 'resnet18: out_indices is empty'),
+        (('resnet18.nope', (1,)), r'resnet18\.nope: Invalid pretrained tag'),
+        (('hf-hub:timm/resnet18', (1,)), 'names have no hf-hub: or timm/ in front'),
+        (('hardcorenas_a', (1,)), 'hardcorenas_a cannot be cut at features in timm'),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error):
     with pytest.raises(ValueError, match=error):
         TimmBackbone(*arguments)
+
+
+def test_what_timm_lacks_matters_only_where_it_is_used():
+    with pytest.raises(ValueError, match='vgg11: timm cannot recompute its activations'):
+        TimmBackbone('vgg11', (1,), with_cp=True)
+    with torch.device('meta'):  # it has no coarse groups, and nothing is frozen
+        assert TimmBackbone('rdnet_tiny', (1,)).out_channels == (440,)
+
+
+def test_a_trained_detector_is_a_source_of_weights(tmp_path):
+    trained = golden.randomize(build('ResNet'))
+    state = {f'backbone.{name}': tensor for name, tensor in trained.state_dict().items()}
+    torch.save({'state_dict': {**state, 'neck.weight': torch.ones(2)}}, tmp_path / 'epoch_1.pth')
+    model = build('ResNet')
+    report = load_timm(model, tmp_path / 'epoch_1.pth')
+    assert report.dropped == ['neck.weight']
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in trained.state_dict().items())
 
 
 def test_networks_without_features_are_named(monkeypatch):
@@ -298,8 +320,10 @@ def test_networks_without_features_are_named(monkeypatch):
 
 
 def test_weights_come_from_init_cfg_alone():
-    with pytest.raises(ValueError, match=r'takes no pretrained; load weights by init_cfg.*timm://'):
+    with pytest.raises(ValueError, match=r'takes no pretrained; use init_cfg.*timm://'):
         TimmBackbone('resnet18', (1,), pretrained=True)
+    with pytest.raises(ValueError, match=r'takes no in_chans; use in_channels$'):
+        TimmBackbone('resnet18', (1,), in_chans=1)
     with pytest.raises(ValueError, match=r'takes \(B, 3, H, W\), got \(1, 1, 64, 64\)'):
         build('ResNet')(torch.randn(1, 1, 64, 64))
 

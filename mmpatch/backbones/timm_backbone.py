@@ -24,6 +24,14 @@ from mmpatch.registry import MODELS
 SCHEME = 'timm://'
 #: Arguments that let a network of timm take images of any size, where it has them.
 ANY_SIZE = {'dynamic_img_size': True, 'strict_img_size': False}
+#: Arguments of ``timm.create_model`` that this class sets itself, and what to use instead.
+OWN = {
+    'pretrained': "init_cfg=dict(type='Pretrained', checkpoint='timm://NAME.TAG')",
+    'checkpoint_path': "init_cfg=dict(type='Pretrained', checkpoint=PATH)",
+    'features_only': 'out_indices',
+    'feature_cls': 'out_indices',
+    'in_chans': 'in_channels',
+}
 
 
 @MODELS.register_module()
@@ -76,10 +84,12 @@ class TimmBackbone(Backbone):
         super().__init__(init_cfg)
         if not timm.is_model(model_name):
             near = ', '.join(get_close_matches(model_name, timm.list_models())) or 'none is similar'
-            raise ValueError(f'timm {timm.__version__} has no network {model_name!r}; near: {near}')
-        if own := {'pretrained', 'checkpoint_path', 'features_only'} & kwargs.keys():
-            right = f"init_cfg=dict(type='Pretrained', checkpoint='{SCHEME}{model_name}')"
-            raise ValueError(f'TimmBackbone takes no {sorted(own)[0]}; load weights by {right}')
+            raise ValueError(
+                f'timm {timm.__version__} has no network {model_name!r} (names have no hf-hub: or '
+                f'timm/ in front); near: {near}'
+            )
+        for name in sorted(OWN.keys() & kwargs.keys()):
+            raise ValueError(f'TimmBackbone takes no {name}; use {OWN[name]}')
         settings = {'in_chans': in_channels, **kwargs}
         self.model_name, self._settings = model_name, settings
         whole = self.make_classifier()
@@ -93,7 +103,12 @@ class TimmBackbone(Backbone):
         settings = {key: value for key, value in ANY_SIZE.items() if key in accepted} | settings
         # The getter keeps timm's names, leaves out the layers behind the last output, returns NCHW.
         features = {'features_only': True, 'feature_cls': 'getter', 'out_indices': self.out_indices}
-        self.net: Any = timm.create_model(model_name, **features, **settings)
+        if not self.out_indices:
+            raise ValueError(f'{model_name}: out_indices is empty')
+        try:
+            self.net: Any = timm.create_model(model_name, **features, **settings)
+        except TypeError as error:  # an older way of timm to give features
+            raise ValueError(f'{model_name} cannot be cut at features in timm: {error}') from error
         info = self.net.feature_info
         self.out_channels, self.out_strides = tuple(info.channels()), tuple(info.reduction())
         self.in_channels, self.norm_eval = in_channels, norm_eval
@@ -101,13 +116,19 @@ class TimmBackbone(Backbone):
         has_patches = hasattr(embed, 'feat_ratio')
         self.patch: tuple[int, int] = embed.feat_ratio(as_scalar=False) if has_patches else (1, 1)
         self._depths = self._group(whole, coarse=False)
-        stages = self._group(whole, coarse=True)
+        # Some networks of timm have no coarse groups.
+        stages = {} if frozen_stages == -1 else self._group(whole, coarse=True)
         last = max(stages.values(), default=-1)
         if not -1 <= frozen_stages <= last:
             raise ValueError(f'{model_name}: frozen_stages={frozen_stages} is not in -1..{last}')
         self._frozen = {name for name, stage in stages.items() if stage <= frozen_stages}
         if with_cp:
-            self.net.model.set_grad_checkpointing(True)
+            try:
+                self.net.model.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError) as error:
+                raise ValueError(
+                    f'{model_name}: timm cannot recompute its activations; leave out with_cp'
+                ) from error
         self._freeze()
 
     def load_file(self, **settings: Any) -> Report:
@@ -146,8 +167,11 @@ class TimmBackbone(Backbone):
 
     def make_classifier(self) -> Any:
         """The whole network of timm, without memory: its names and shapes are those of files."""
-        with torch.device('meta'):
-            return timm.create_model(self.model_name, **self._settings)
+        try:
+            with torch.device('meta'):
+                return timm.create_model(self.model_name, **self._settings)
+        except RuntimeError as error:  # an unknown tag
+            raise ValueError(f'{self.model_name}: {error}') from error
 
     def _group(self, whole: Any, coarse: bool) -> dict[str, int]:
         """Number of timm's group of each parameter of ``net.model``; empty if timm has none."""
@@ -186,7 +210,9 @@ def load_timm(model: TimmBackbone, checkpoint: str | os.PathLike[str], prefix: s
     """
     source = os.fspath(checkpoint)
     path = find_url(source) if source.startswith(SCHEME) else source
-    tensors, report = unwrap(read_checkpoint(path), source, prefix)
+    # Files of detectors that were trained with this class have net.model. in their keys.
+    prefixes = ('module.', 'backbone.', 'net.model.')
+    tensors, report = unwrap(read_checkpoint(path), source, prefix, prefixes)
     report.layout = f'timm {model.model_name}'
     whole = model.make_classifier()
     converted, known = _convert(tensors, whole), whole.state_dict()

@@ -161,7 +161,7 @@ def compare_tensors(
             for name, here, there in both
             if here.shape != there.shape
         ],
-        'integer or boolean tensors instead of weights': [
+        'integer, boolean or complex tensors instead of weights': [
             f'{name} ({here.dtype})'
             for name, here, there in both
             if there.is_floating_point() and not here.is_floating_point()
