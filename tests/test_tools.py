@@ -87,7 +87,7 @@ def test_annotations_without_an_image_are_counted(lacking, whole):
     content = json.loads((lacking / 'coco/annotations/instances_train2017.json').read_text())
     images = {image['id'] for image in content['images']}
     lost = [a['id'] for a in content['annotations'] if a['image_id'] not in images]
-    line = f'{len(lost)} annotations belong to images that the annotation file'
+    line = f'{len(lost)} belong to images that the file does not list'
     assert lost and line in (whole / 'printed').read_text()
     assert (whole / 'epoch_2.pth').is_file()  # training went on
 

@@ -1,23 +1,29 @@
 """Checks of data that name the wrong file at the start, instead of a failure hours later."""
 
-import logging
+import json
 import os
-from collections.abc import Iterator
-from functools import partial
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
 
-MAX_NAMES = 5
+from mmpatch.engine.classes import (
+    check_label_maps,
+    find_datasets,
+    join_first,
+    report_objects,
+    warn,
+)
+from mmpatch.engine.coco import check_coco, check_layout
+from mmpatch.engine.errors import SampleError
+
 PATH_KEYS = ('img_path', 'seg_map_path')
 DATA_SOURCES = {
     'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
     'ADE20KDataset': 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
 }
-_warn = partial(print_log, logger='current', level=logging.WARNING)
 
 
 def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -29,13 +35,16 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
 
     Raises:
         FileNotFoundError: Names the first path that is missing, and how to get the data.
+        ValueError: If an evaluator reads another annotation file than the data that it evaluates.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for dataset in _find_datasets(loader.dataset) if loader else ():
+        for dataset in find_datasets(loader.dataset) if loader else ():
             root = Path(dataset.get('data_root') or '')
             if dataset.get('backend_args'):
                 continue  # not on a local disk
+            if root.is_file():
+                raise FileNotFoundError(f'data_root={root} is a file; give the folder of the data')
             names = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
             for path in [root, *(root / name for name in names if name)]:
                 if not path.exists():
@@ -46,6 +55,20 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                         ' To train elsewhere, pass --cfg-options data_root=FOLDER; to draw a small '
                         'set of the same layout, run python tools/make_toy_data.py.'
                     )
+            _check_evaluators(cfg, split, root / (dataset.get('ann_file') or ''))
+
+
+def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
+    """Metrics of COCO read the annotations a second time."""
+    place, evaluators = f'{split}_evaluator', cfg.get(f'{split}_evaluator') or []
+    for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
+        given = evaluator.get('ann_file')
+        if evaluator.get('backend_args') or not given or not file.is_file():
+            continue
+        if not Path(given).is_file() or not file.samefile(given):
+            what = 'does not exist' if not Path(given).exists() else 'is another file'
+            error = FileNotFoundError if not Path(given).exists() else ValueError
+            raise error(f'{place}.ann_file={given} {what}; set it to that of the data, {file}')
 
 
 def replace_data_root(cfg: Config, data_root: str) -> None:
@@ -74,21 +97,23 @@ def replace_data_root(cfg: Config, data_root: str) -> None:
 
 
 def check_dataset(dataset: Any) -> None:
-    """Check the files of a built dataset, and make errors of its pipeline name their sample.
+    """Check the files and labels of a built dataset, and make errors of its pipeline name samples.
 
-    Labels without an image, which the hosts skip, give one warning with their number. Datasets that
-    are not on a local disk are left alone.
+    One line says what there is of each class. Labels without an image, which the hosts skip, give
+    one warning with their number. Datasets that are not on a local disk are left alone.
 
     Raises:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
+        ValueError: If there is nothing to learn, or a label is no class.
     """
-    for part in _find_datasets(dataset):
+    for part in find_datasets(dataset):
         if not isinstance(part, BaseDataset) or getattr(part, 'backend_args', None):
             continue
         if isinstance(part.pipeline, SampleNamingPipeline):
             continue
         bad: list[str] = []
         labels: dict[str, set[str]] = {}  # names by folder
+        objects: Counter[int] | None = None  # by label
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
             paths = [info[key] for key in PATH_KEYS if info.get(key)]
@@ -96,38 +121,73 @@ def check_dataset(dataset: Any) -> None:
             if info.get('seg_map_path'):
                 folder, name = os.path.split(info['seg_map_path'])
                 labels.setdefault(folder, set()).add(name)
+            if 'instances' in info:
+                objects = objects or Counter()
+                objects.update(
+                    box['bbox_label'] for box in info['instances'] if not box.get('ignore_flag')
+                )
         if bad:
             raise FileNotFoundError(
                 f'{len(bad)} of the files that {type(part).__name__} names are missing or empty: '
-                f'{_join_first(bad)}'
+                f'{join_first(bad)}'
             )
         suffix = getattr(part, 'seg_map_suffix', '')
         for folder, used in sorted(labels.items()):
             extra = sorted(n for n in set(os.listdir(folder)) - used if n.endswith(suffix))
             if extra:
-                _warn(
+                warn(
                     f'{len(extra)} labels in {folder} have no image and are not used: '
-                    f'{_join_first(extra)}'
+                    f'{join_first(extra)}'
                 )
+        if objects is not None and part.metainfo.get('classes'):
+            report_objects(part, objects)
+        if labels and objects is None:
+            check_label_maps(part)
         part.pipeline = SampleNamingPipeline(part.pipeline)
 
 
-def warn_of_lost_annotations() -> None:
-    """Make mmdet warn of annotations whose image the annotation file does not list."""
+def check_annotation_files(host: str) -> None:
+    """Check annotation files of COCO's format while mmdet has them in memory; name empty datasets.
+
+    Args:
+        host: 'mmdet' or 'mmseg'.
+    """
+    BaseDataset._serialize_data = _serialize_some
+    if host != 'mmdet':
+        return
     from mmdet.datasets import CocoDataset
+    from mmdet.datasets.api_wrappers import COCO
 
-    class CountingCOCO(CocoDataset.COCOAPI):
+    class CheckedCOCO(COCO):
+        def __init__(self, annotation_file: str) -> None:
+            self.file = str(annotation_file)
+            try:
+                super().__init__(annotation_file)
+            except json.JSONDecodeError as error:
+                raise ValueError(f'{self.file} is no JSON, or cut off: {error}') from error
+            except AssertionError:  # of pycocotools, for a list or a number
+                raise ValueError(f'{self.file} does not hold the dict of a COCO file') from None
+
         def createIndex(self) -> None:  # noqa: N802, the name in pycocotools
+            check_layout(self.dataset, self.file)
             super().createIndex()
-            listed = self.dataset.get('annotations', ())
-            lost = [str(a['id']) for a in listed if a['image_id'] not in self.imgs]
-            if lost:
-                _warn(
-                    f'{len(lost)} annotations belong to images that the annotation file does not '
-                    f'list and are not used: ids {_join_first(lost)}'
-                )
 
-    CocoDataset.COCOAPI = CountingCOCO
+        def get_cat_ids(self, cat_names: Any = (), *args: Any, **kwargs: Any) -> Any:
+            check_coco(self, self.file, cat_names)  # mmdet calls this once, with its classes
+            return super().get_cat_ids(cat_names, *args, **kwargs)
+
+    CocoDataset.COCOAPI = CheckedCOCO
+
+
+def _serialize_some(self: Any, serialize: Any = BaseDataset._serialize_data) -> Any:
+    """MMEngine's ``_serialize_data``, which fails without a word on a dataset without images."""
+    if not self.data_list:
+        where = self.ann_file or next(iter(self.data_prefix.values()), self.data_root)
+        raise ValueError(
+            f'{type(self).__name__} ({where}) has no image that can be used; its annotation file '
+            'must list some with objects of its classes, no smaller than filter_cfg.min_size'
+        )
+    return serialize(self)
 
 
 class SampleNamingPipeline:
@@ -144,13 +204,13 @@ class SampleNamingPipeline:
         """Run the pipeline on one sample.
 
         Raises:
-            RuntimeError: If the pipeline fails; names the files of the sample.
+            SampleError: If the pipeline fails; names the files of the sample.
         """
         paths = [str(info[key]) for key in PATH_KEYS if info.get(key)]
         try:
             return self.pipeline(info)
         except Exception as error:
-            raise RuntimeError(
+            raise SampleError(
                 f'the data pipeline failed on {" with ".join(paths)}: '
                 f'{type(error).__name__}: {error}'
             ) from error
@@ -159,18 +219,3 @@ class SampleNamingPipeline:
         if name == 'pipeline':  # not set yet, when a worker unpickles this
             raise AttributeError(name)
         return getattr(self.pipeline, name)
-
-
-def _find_datasets(dataset: Any) -> Iterator[Any]:
-    """Datasets, or configs of them, that wrappers hold."""
-    get = dataset.get if isinstance(dataset, dict) else partial(getattr, dataset)
-    inner = get('datasets', None) or get('dataset', None)
-    if inner is None:
-        yield dataset
-        return
-    for part in inner if isinstance(inner, list | tuple) else [inner]:
-        yield from _find_datasets(part)
-
-
-def _join_first(names: list[str]) -> str:
-    return ', '.join(names[:MAX_NAMES]) + (', ...' if len(names) > MAX_NAMES else '')

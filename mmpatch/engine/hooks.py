@@ -6,29 +6,36 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
+from mmpatch.engine.classes import check_heads
 from mmpatch.engine.data import check_dataset
 from mmpatch.registry import HOOKS
 
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Checks that every file of a dataset exists before the first one is read."""
+    """Checks the files, labels and classes of a dataset before the first sample is read."""
 
     def before_train(self, runner: Runner) -> None:
         """Check the training set, and the validation set, which is needed later."""
-        check_dataset(runner.train_dataloader.dataset)
+        self._check(runner, runner.train_dataloader.dataset)
         if runner.val_loop is not None:
-            check_dataset(runner.val_dataloader.dataset)
+            self._check(runner, runner.val_dataloader.dataset)
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation set."""
-        check_dataset(runner.val_dataloader.dataset)
+        self._check(runner, runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
         """Check the test set."""
-        check_dataset(runner.test_dataloader.dataset)
+        self._check(runner, runner.test_dataloader.dataset)
+
+    def _check(self, runner: Runner, dataset: Any) -> None:
+        is_wrapped = is_model_wrapper(runner.model)
+        check_heads(runner.model.module if is_wrapped else runner.model, dataset)
+        check_dataset(dataset)
 
 
 @HOOKS.register_module()

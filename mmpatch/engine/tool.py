@@ -2,8 +2,13 @@
 
 import argparse
 import importlib
+import inspect
+import logging
 import os
+import re
 import sys
+import textwrap
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +16,37 @@ import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, OPTIMIZERS, init_default_scope
+from mmengine.runner import Runner
 
 from mmpatch import compat
-from mmpatch.engine.data import check_paths, replace_data_root, warn_of_lost_annotations
+from mmpatch.engine.classes import check_dataset_types
+from mmpatch.engine.data import check_annotation_files, check_paths, replace_data_root
+from mmpatch.engine.errors import report_errors, shorten_error, suggest_type
 from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
 
 #: Hosts, and the extra of this package that installs each.
 HOSTS = {'mmdet': 'det', 'mmseg': 'seg'}
+#: What MMEngine's runner reads of a config.
+SETTINGS = [
+    *inspect.signature(Runner).parameters,
+    *('activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
+    *('find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline'),
+]
+
+
+class OptionAction(DictAction):
+    """MMEngine's ``--cfg-options``, which here names an option that it cannot read."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Read all KEY=VALUE of one ``--cfg-options``; an error ends the program."""
+        for item in values:
+            key, sign, value = item.partition('=')
+            balanced = all(value.count(a) == value.count(b) for a, b in ('()', '[]'))
+            if not key or not sign or not balanced:
+                parser.error(f'{option_string} {item}: write KEY=VALUE, without spaces around =')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def make_parser(
@@ -40,7 +67,7 @@ def make_parser(
     result.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionAction,
         default={},
         metavar='KEY=VALUE',
         help='override settings, e.g. model.backbone.arch=s24; data_root=FOLDER moves all data',
@@ -54,6 +81,7 @@ def make_parser(
     return result
 
 
+@report_errors()
 def read_config(args: argparse.Namespace, *splits: str) -> Config:
     """Read the config of a tool, check it, and prepare the process to run it.
 
@@ -64,42 +92,42 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         splits: Some of 'train', 'val' and 'test', whose data must exist.
 
     Raises:
-        SystemExit: If a file or data is missing or parts of the model do not match, in one line.
-        ValueError: If ``default_scope`` names no host.
-        ImportError: If the host is not installed.
+        SystemExit: If the config cannot be read, a file or data is missing, the host is not
+            installed or parts of the model do not match, in one line.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     for line in compat.install():
         print_log(line, logger='current')
     if keep_freed_memory():
         print_log(f'mmpatch: freed memory is kept ({VARIABLE}=0 to disable)', logger='current')
-    try:
-        cfg = Config.fromfile(args.config)
-    except FileNotFoundError as error:
-        sys.exit(f'error: {error}')
+    cfg = read_file(args.config)
     options = dict(args.cfg_options)
     if 'data_root' in options:
         replace_data_root(cfg, str(options.pop('data_root')))
-    cfg.merge_from_dict(options)
+    override_settings(cfg, options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     host = cfg.get('default_scope')
     if host not in HOSTS:
-        raise ValueError(f'{args.config}: default_scope={host!r} must be one of {tuple(HOSTS)}')
-    try:
-        check_paths(cfg, splits)
-    except FileNotFoundError as error:
-        sys.exit(f'error: {error}')
+        raise ValueError(
+            f'{args.config}: default_scope={host!r} must be one of {tuple(HOSTS)}; it says which '
+            'host the config is for'
+        )
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'{args.config} has no model=dict(...): is it a config of {host}?')
+    check_names(cfg)
+    check_paths(cfg, splits)
     try:
         importlib.import_module(host)
     except ImportError as error:
         raise ImportError(f'{host}: {error}; pip install mmpatch[{HOSTS[host]}]') from error
-    if host == 'mmdet':
-        warn_of_lost_annotations()
+    check_optimizer(cfg)
+    check_dataset_types(cfg, splits)
+    check_annotation_files(host)
     try:
         check_model(cfg.model, host)
     except ValueError as error:
-        sys.exit(f'error: {args.config}: {error}')
+        raise ValueError(f'{args.config}: {error}') from error
     own = cfg.get('custom_hooks') or []
     hooks = ['mmpatch.DataCheckHook', 'mmpatch.StepSeedHook']
     if not any(hook['type'] == 'mmpatch.CheckInvalidLossHook' for hook in own):
@@ -108,6 +136,63 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     if args.launcher == 'pytorch' and get_device() == 'cpu':
         join_ranks_on_cpu(cfg)
     return cfg
+
+
+def read_file(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it, or a config that it inherits, cannot be read.
+    """
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f'config {path} does not exist')
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is code and can raise anything
+        what = f'config {path}, or one that it inherits (_base_), cannot be read'
+        raise ValueError(f'{what}: {shorten_error(error)}') from error
+
+
+def override_settings(cfg: Config, options: dict[str, Any]) -> None:
+    """Change settings as ``--cfg-options`` says.
+
+    Raises:
+        KeyError: If the first part of a key is no setting of the config and none of MMEngine's.
+        ValueError: If a key does not fit the config.
+    """
+    known = {*cfg, *SETTINGS}
+    for key in options:
+        if key.split('.')[0] not in known:
+            near = get_close_matches(key.split('.')[0], sorted(known), 1)
+            hint = f'; did you mean {near[0]}?' if near else ''
+            raise KeyError(f'--cfg-options {key}: the config has no such setting{hint}')
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f'--cfg-options {" ".join(options)}: {textwrap.shorten(str(error.args[0]), 200)}'
+        ) from error
+
+
+def check_names(cfg: Config) -> None:
+    """Warn of settings whose name is almost one of MMEngine's, which does not read them."""
+    for key in cfg:
+        near = get_close_matches(key, SETTINGS, 1, 0.9)
+        if key not in SETTINGS and near:
+            print_log(
+                f'the config sets {key}, which MMEngine does not read; did you mean {near[0]}?',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Raise a KeyError for an optimizer that is not registered, where MMEngine calls None."""
+    kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
+    with OPTIMIZERS.switch_scope_and_registry(cfg.default_scope) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
+            raise KeyError(suggest_type(kind, OPTIMIZERS.name))
 
 
 def join_ranks_on_cpu(cfg: Config) -> None:
@@ -136,6 +221,56 @@ def check_precision(cfg: Config) -> None:
             'error: MMEngine has no mixed precision on a CPU: leave out --amp, or add '
             '--cfg-options optim_wrapper.type=OptimWrapper if the config asks for it'
         )
+
+
+def check_resumption(cfg: Config) -> None:
+    """Check what ``--resume`` without a path continues from, which MMEngine does not.
+
+    Warns if there is nothing, so that a run that was never interrupted can start with it as well.
+
+    Raises:
+        FileNotFoundError: If the last checkpoint of the work dir is not there any more.
+    """
+    note = Path(cfg.work_dir, 'last_checkpoint')
+    if cfg.load_from is not None:
+        return
+    if not note.is_file():
+        print_log(
+            f'--resume: {cfg.work_dir} has no checkpoint yet, so training starts from the '
+            'beginning; --work-dir or --resume PATH name another one',
+            logger='current',
+            level=logging.WARNING,
+        )
+    elif not Path(note.read_text().strip()).is_file():
+        there = ', '.join(sorted(path.name for path in note.parent.glob('*.pth'))) or 'none'
+        raise FileNotFoundError(
+            f'{note} names {note.read_text().strip()}, which does not exist; continue with '
+            f'--resume PATH. Checkpoints in {cfg.work_dir}: {there}'
+        )
+
+
+def load_strictly(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
+    """Load a checkpoint as ``Runner.load_checkpoint`` does, but every tensor of the model.
+
+    Tensors of the file that the model does not have are left out, and MMEngine's warning lists
+    them: those of the neck, say, if an exported file takes its place.
+
+    Raises:
+        ValueError: If a tensor of the model is missing or has another shape.
+    """
+    try:
+        return Runner.load_checkpoint(runner, filename, *args, **{**kwargs, 'strict': True})
+    except RuntimeError as error:
+        reasons = re.findall('(?:size mismatch for|missing keys in).*', str(error))
+        if not str(error).startswith('The model and loaded state dict do not match'):
+            raise
+        if reasons:
+            what = textwrap.shorten('; '.join(reasons), 300, placeholder=' ...')
+            raise ValueError(
+                f'{filename} does not fit the config: {what}. It takes what tools/train.py wrote '
+                'with the same config and classes'
+            ) from error
+        return Runner.load_checkpoint(runner, filename, *args, **kwargs)
 
 
 def build_model(cfg: Config) -> Any:

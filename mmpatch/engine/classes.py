@@ -1,0 +1,243 @@
+"""Checks that the classes of data and heads agree, and that there is something to learn."""
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+from torch import nn
+
+from mmpatch.engine.errors import SampleError
+
+MAX_NAMES = 5
+#: Label maps that are read before the first iteration.
+MAX_MAPS = 50
+#: Words in the types of heads whose classes are not those of the data.
+OTHER_HEADS = ('RPN', 'Semantic', 'PanopticFPN')
+warn = partial(print_log, logger='current', level=logging.WARNING)
+
+
+def check_dataset_types(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Check what the datasets of a config say of classes, suffixes and label 0, and build none.
+
+    Raises:
+        ValueError: If the classes cannot be those of the dataset type, a dataset of mmseg has none,
+            no picture has its suffix, or ``reduce_zero_label`` is set in one place of two.
+    """
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in find_datasets(loader.dataset) if loader else ():
+            place = f'{split}_dataloader.dataset'
+            with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+                registry.import_from_location()
+                kind = dataset.get('type')
+                kind = registry.get(kind) if isinstance(kind, str) else kind
+            classes = (dataset.get('metainfo') or {}).get('classes')
+            if isinstance(classes, str):
+                if not Path(classes).is_file():
+                    raise ValueError(
+                        f'{place}.metainfo.classes={classes!r} is one string: write ({classes!r},)'
+                    )
+                classes = Path(classes).read_text().splitlines()  # as MMEngine reads it
+            if hasattr(kind, 'get_label_map'):  # mmseg
+                _check_segmentation(place, dataset, kind, classes)
+
+
+def _check_segmentation(place: str, dataset: Any, kind: Any, classes: Any) -> None:
+    fixed = kind.METAINFO.get('classes')
+    if not fixed and not classes:
+        raise ValueError(
+            f"{place}: {kind.__name__} has no classes; set metainfo=dict(classes=('...', '...')), "
+            'in the order of the labels'
+        )
+    if fixed and classes and not set(classes) <= set(fixed):
+        other = [name for name in classes if name not in fixed]
+        raise ValueError(
+            f'{place}.metainfo.classes: {join_first(other)}: not among the {len(fixed)} classes of '
+            f"{kind.__name__}; for classes of your own set type='BaseSegDataset'"
+        )
+    defaults = inspect.signature(kind).parameters
+    reduced = dataset.get('reduce_zero_label', _default(defaults, 'reduce_zero_label'))
+    for step in dataset.get('pipeline') or ():
+        own = step.get('reduce_zero_label')  # of LoadAnnotations
+        if own is not None and bool(own) != bool(reduced):
+            raise ValueError(
+                f'{place}: reduce_zero_label={reduced} in the dataset, {own} in LoadAnnotations '
+                'of its pipeline; set both to the same. True ignores label 0 and counts the '
+                'classes from label 1'
+            )
+    if dataset.get('ann_file') or dataset.get('backend_args'):
+        return
+    prefix: dict[str, str] = dataset.get('data_prefix') or {}
+    folder = Path(dataset.get('data_root') or '', prefix.get('img_path', ''))
+    suffix = dataset.get('img_suffix', _default(defaults, 'img_suffix'))
+    if suffix and not any(True for _ in folder.rglob(f'*{suffix}')):
+        found = sorted({path.suffix for path in folder.rglob('*.*')})
+        hint = f'; set {place}.img_suffix={found[0]!r}' if found else ''
+        raise ValueError(f'no file in {folder} ends with {suffix}{hint}')
+
+
+def _default(parameters: Any, name: str) -> Any:
+    """Default of an argument that a subclass may hand on as a keyword."""
+    return parameters[name].default if name in parameters else None
+
+
+def check_heads(model: nn.Module, dataset: Any) -> None:
+    """Check that the heads of a model have as many classes as a dataset.
+
+    Heads whose classes are others are left out: region proposals, semantic branches of detectors,
+    and models that read the names of classes as text.
+
+    Raises:
+        ValueError: If not; names every head by its key in the config.
+    """
+    heads = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith('Head')
+        and not any(word in type(module).__name__ for word in OTHER_HEADS)
+        and hasattr(module, 'num_classes')
+    }
+    for part in find_datasets(dataset):
+        classes: Sequence[str] = getattr(part, 'metainfo', {}).get('classes') or ()
+        wrong = {
+            f'model.{name.removeprefix("module.")}.{_find_keys(module)}={module.num_classes}'
+            for name, module in heads.items()
+            if classes and module.num_classes != len(classes)
+        }
+        if wrong and not hasattr(model, 'language_model'):
+            raise ValueError(
+                f'{", ".join(sorted(wrong))}, but {type(part).__name__} has {len(classes)} classes '
+                f'({join_first(classes)}): set {len(classes)} in these heads'
+            )
+
+
+def _find_keys(head: Any) -> str:
+    """Settings that make the number of classes of a head; Mask2Former's has two."""
+    two = hasattr(head, 'num_things_classes')
+    return '(num_things_classes+num_stuff_classes)' if two else 'num_classes'
+
+
+def report_objects(dataset: Any, counts: Counter[int]) -> None:
+    """Print the objects of each class; warn of classes without one.
+
+    Args:
+        dataset: Of mmdet.
+        counts: Objects by label.
+
+    Raises:
+        ValueError: If there is nothing to train on.
+    """
+    classes = dataset.metainfo['classes']
+    place = f'{type(dataset).__name__} ({dataset.ann_file})'
+    if not counts and not dataset.test_mode:
+        raise ValueError(
+            f'{place}: {len(dataset)} images without one object that can be used; the annotation '
+            'file must list some, of categories that are named as the classes'
+        )
+    what = f'{len(dataset)} images, {sum(counts.values())} objects'
+    _report(f'{place}: {what}', 'object', [counts[i] for i in range(len(classes))], classes)
+
+
+def check_label_maps(dataset: Any) -> None:
+    """Check the numbers in some label maps of a dataset of mmseg, spread over all; count pixels.
+
+    The maps are read as in training, ``reduce_zero_label`` and the mapping of classes included.
+
+    Raises:
+        SampleError: If a map is no picture of one byte a pixel, or has another size than its image.
+        ValueError: If a number is no class, or no pixel of these maps belongs to one.
+    """
+    steps = getattr(dataset.pipeline, 'transforms', ())
+    load: Any = next((step for step in steps if hasattr(step, 'reduce_zero_label')), None)
+    if not any(cls.__module__.startswith('mmseg.') for cls in type(load).__mro__):
+        return  # mmdet's label maps come with boxes
+    classes = dataset.metainfo.get('classes')
+    if not classes:
+        return
+    total = np.zeros(256, np.int64)
+    number = min(MAX_MAPS, len(dataset))
+    for k in range(number):
+        info = dataset.get_data_info(k * len(dataset) // number)
+        path = info['seg_map_path']
+        if load.imdecode_backend == 'pillow':
+            _check_picture(path, info['img_path'])
+        try:
+            labels = load.transform(info)['gt_seg_map']
+        except Exception as error:
+            raise SampleError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+        seen = np.bincount(labels.ravel(), minlength=256)
+        wrong = [i for i in np.flatnonzero(seen) if i >= len(classes) and i != dataset.ignore_index]
+        if wrong:
+            shifted = wrong == [len(classes)] and not dataset.reduce_zero_label
+            hint = '. If label 0 is no class, set reduce_zero_label=True in the dataset'
+            raise ValueError(
+                f'{path} has the labels {join_first([str(i) for i in wrong])}, but there are '
+                f'{len(classes)} classes: 0 to {len(classes) - 1}, and {dataset.ignore_index} for '
+                f'pixels to ignore (reduce_zero_label={dataset.reduce_zero_label})'
+                f'{hint if shifted else ""}'
+            )
+        total += seen
+    counts = total[: len(classes)]
+    what = f'{type(dataset).__name__} ({Path(path).parent}): {len(dataset)} images'
+    if not counts.sum():
+        raise ValueError(f'{what}: {number} label maps were read, and no pixel belongs to a class')
+    sample = f'; pixels of {number} label maps' if number < len(dataset) else ', pixels'
+    _report(f'{what}{sample}', 'pixel', counts.tolist(), classes)
+
+
+def _check_picture(path: str, image_path: str) -> None:
+    """Check a label map by the headers of its file and of its image."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as label, Image.open(image_path) as image:
+            mode, size, image_size = label.mode, label.size, image.size
+            turned = image.getexif().get(0x0112, 1) >= 5  # orientation; readers turn such images
+    except OSError as error:
+        raise SampleError(f'{path} or {image_path} cannot be read: {error}') from error
+    if mode not in ('1', 'L', 'P'):
+        raise SampleError(
+            f'{path} is a picture of mode {mode}, not a label map: one byte a pixel, the number of '
+            'its class'
+        )
+    if size != (image_size[::-1] if turned else image_size):
+        raise SampleError(
+            f'{path} has {size[0]}x{size[1]} pixels, its image {image_path} has '
+            f'{image_size[0]}x{image_size[1]}'
+        )
+
+
+def _report(what: str, unit: str, counts: list[int], classes: Sequence[str]) -> None:
+    """One line on what there is of each class, and a warning if there is nothing of some."""
+    most = sorted(range(len(classes)), key=lambda i: -counts[i])[: 4 * MAX_NAMES]
+    listed = [f'{classes[i]} {counts[i]}' for i in sorted(most) if counts[i]]
+    more = sum(map(bool, counts)) - len(listed)
+    listed += [f'{more} other classes'] * bool(more)
+    print_log(f'{what}: {", ".join(listed)}', logger='current')
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        warn(f'{len(empty)} of {len(classes)} classes have no {unit} here: {join_first(empty)}')
+
+
+def find_datasets(dataset: Any) -> Iterator[Any]:
+    """Datasets, or configs of them, that wrappers hold."""
+    get = dataset.get if isinstance(dataset, dict) else partial(getattr, dataset)
+    inner = get('datasets', None) or get('dataset', None)
+    if inner is None:
+        yield dataset
+        return
+    for part in inner if isinstance(inner, list | tuple) else [inner]:
+        yield from find_datasets(part)
+
+
+def join_first(names: Sequence[str]) -> str:
+    """The first names, and dots if there are more."""
+    return ', '.join(names[:MAX_NAMES]) + (', ...' if len(names) > MAX_NAMES else '')

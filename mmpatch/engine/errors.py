@@ -1,0 +1,116 @@
+"""One line for a mistake of the user, and a traceback for a fault of the code."""
+
+import dis
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from types import TracebackType
+
+from mmengine import registry
+
+VARIABLE = 'MMPATCH_TRACEBACK'
+#: Exceptions that are no message to a user, whoever raises them.
+FAULTS = (AttributeError, NotImplementedError, AssertionError)
+WRONG_ARGUMENTS = r'__init__\(\) (got an unexpected keyword|missing \d+ required)'
+
+
+class SampleError(RuntimeError):
+    """A sample that cannot be read. torch hands this on from the processes that load data."""
+
+
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """End the program with ``error: ...`` in one line, and status 1, at a mistake of its user.
+
+    Mistakes are what mmpatch raises on purpose, and settings that do not fit the class of a
+    registry of MMEngine. All other exceptions keep their traceback. So do all if the environment
+    variable ``MMPATCH_TRACEBACK`` is 1. The main function of every tool is decorated with this.
+
+    Raises:
+        SystemExit: At a mistake.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = None if os.environ.get(VARIABLE) == '1' else describe_mistake(error)
+        if message is None:
+            raise
+        sys.exit(f'error: {message}')
+
+
+def describe_mistake(error: BaseException) -> str | None:
+    """What an exception tells a user, in one line; None if it is no mistake of the user."""
+    text = _read_message(error)
+    if isinstance(error, SampleError):  # from another process, it comes with a traceback as text
+        return text.rpartition(f'{SampleError.__name__}: ')[2]
+    if isinstance(error, FAULTS) or not error.__traceback__:
+        return None
+    *_, last = _walk(error.__traceback__)
+    module, code = last.tb_frame.f_globals.get('__name__', ''), last.tb_frame.f_code
+    is_raised = dis.opname[code.co_code[last.tb_lasti]] == 'RAISE_VARARGS'
+    if is_raised and (module == '__main__' or f'{module}.'.startswith('mmpatch.')):
+        return text
+    if is_raised and module.startswith('mmengine.registry'):
+        return _suggest_types(text)
+    if re.search(WRONG_ARGUMENTS, text) and _is_in_constructor(error.__traceback__):
+        return (
+            f'a type in the config does not take its settings: {text}. Correct the name; if an '
+            'inherited config brings it along, add _delete_=True to the dict that has the type'
+        )
+    return None
+
+
+def shorten_error(error: BaseException) -> str:
+    """Type and message of an exception in one line, with the line of the file that was run."""
+    if isinstance(error, SyntaxError):
+        return f'syntax error in line {error.lineno}, {(error.text or "").strip()!r}: {error.msg}'
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == '<module>']
+    place = f' (line {frames[-1].lineno} of {frames[-1].filename})' if frames else ''
+    return f'{type(error).__name__}: {_read_message(error)}{place}'
+
+
+def _read_message(error: BaseException) -> str:
+    """Message of an exception in one line; a KeyError puts its own into quotes."""
+    is_quoted = isinstance(error, KeyError) and error.args
+    return ' '.join(str(error.args[0] if is_quoted else error).split())
+
+
+def _walk(tb: TracebackType | None) -> Iterator[TracebackType]:
+    while tb is not None:
+        yield tb
+        tb = tb.tb_next
+
+
+def _is_in_constructor(tb: TracebackType) -> bool:
+    """Whether MMEngine made the call that failed, or a constructor that it called."""
+    frames = [t.tb_frame for t in _walk(tb)]
+    while frames and frames[-1].f_code.co_name == '__init__':
+        frames.pop()
+    makers = ('mmengine.registry', 'mmengine.runner')
+    return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith(makers)
+
+
+def _suggest_types(text: str) -> str:
+    """Add the nearest names to MMEngine's message that a registry lacks a type."""
+    match = re.match(r'(\S+) is not in the \S+::(.+?) registry', text)
+    if not match:
+        return text
+    return suggest_type(*match.groups())
+
+
+def suggest_type(given: str, kind: str) -> str:
+    """Say that a type is not in the registries of a kind ('model', say), and which are near."""
+    names: dict[str, str] = {}  # with scope -> without
+    for root in vars(registry).values():
+        if isinstance(root, registry.Registry) and root.name == kind:
+            for scoped, prefix in [(root, ''), *((c, f'{s}.') for s, c in root.children.items())]:
+                scoped.import_from_location()
+                names |= {prefix + name: name.lower() for name in scoped.module_dict}
+    near = get_close_matches(given.split('.')[-1].lower(), set(names.values()), 3, 0.75)
+    full = [name for part in near for name, bare in names.items() if bare == part]
+    nearest = ', '.join(full[:3]) or 'none is similar'
+    return f'type={given!r} is no {kind} that is registered; nearest: {nearest}'

@@ -1,0 +1,321 @@
+"""Checks of classes and labels before the first iteration: COCO files, label maps, heads."""
+
+import json
+import logging
+import random
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from PIL import Image
+from torch import nn
+
+import mmpatch
+from mmpatch.engine.classes import check_dataset_types, check_heads
+from mmpatch.engine.coco import check_coco, check_layout
+from mmpatch.engine.data import check_annotation_files, check_dataset, check_paths
+from mmpatch.engine.tool import build_model
+
+pytestmark = pytest.mark.hosts
+NAMES = ('apple', 'box', 'cone')
+BOX = [2, 3, 10, 8]
+
+
+@pytest.fixture
+def warnings(tmp_path):
+    """Warnings of MMEngine's current logger."""
+    lines = []
+    handler = logging.Handler(logging.INFO)
+    handler.addFilter(lambda record: not record.getMessage().startswith('mmpatch: '))
+    handler.emit = lambda record: lines.append(record.getMessage())
+    MMLogger.get_instance('classes').addHandler(handler)
+    MMLogger.get_instance('classes')  # the latest one is the current one
+    yield lines
+    MMLogger.get_instance('classes').removeHandler(handler)
+
+
+def content(boxes=(BOX, BOX, BOX), names=NAMES, labels=(0, 1, 2), **changes):
+    """A COCO file of one picture; ids are those of a file with gaps."""
+    return {
+        'images': [{'id': 5, 'file_name': 'a.jpg', 'width': 40, 'height': 30}],
+        'categories': [{'id': 10 * i + 1, 'name': name} for i, name in enumerate(names)],
+        'annotations': [
+            {'id': i, 'image_id': 5, 'category_id': 10 * k + 1, 'bbox': list(box), 'area': 9.0}
+            for i, (box, k) in enumerate(zip(boxes, labels, strict=True))
+        ],
+        **changes,
+    }
+
+
+def read(tmp_path, data, classes=NAMES, **settings):
+    """A dataset of mmdet that reads the file."""
+    from mmdet.datasets import CocoDataset
+
+    check_annotation_files('mmdet')
+    Image.new('RGB', (40, 30)).save(tmp_path / 'a.jpg')
+    (tmp_path / 'a.json').write_text(data if isinstance(data, str) else json.dumps(data))
+    prefix = {'img': f'{tmp_path}/'}
+    meta = {'classes': classes}
+    file = str(tmp_path / 'a.json')
+    return CocoDataset(ann_file=file, metainfo=meta, data_prefix=prefix, **settings)
+
+
+def test_labels_have_the_names_of_the_file(tmp_path, warnings):
+    dataset = read(tmp_path, content(labels=(2, 1, 1)))
+    check_dataset(dataset)
+    names = [NAMES[box['bbox_label']] for box in dataset.get_data_info(0)['instances']]
+    assert names == ['cone', 'box', 'box']
+    table = f'CocoDataset ({tmp_path}/a.json): 1 images, 3 objects: box 2, cone 1'
+    assert warnings == [table, '1 of 3 classes have no object here: apple']
+
+
+@pytest.mark.parametrize(
+    ('names', 'classes', 'right'),
+    [
+        (NAMES[::-1], NAMES, "('cone', 'box', 'apple')"),  # mmdet would swap the names
+        (NAMES, NAMES[::-1], "('apple', 'box', 'cone')"),
+        (NAMES[1:], NAMES, "('box', 'cone')"),  # all labels would be one too low
+        (NAMES, None, "('apple', 'box', 'cone')"),  # 'apple' is one of COCO's 80
+        (NAMES[1:], None, "('box', 'cone')"),
+    ],
+)
+def test_labels_that_would_get_wrong_names(tmp_path, names, classes, right):
+    from mmdet.datasets import CocoDataset
+
+    labels = range(len(names))
+    data = content([BOX] * len(names), names, labels)
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, data, classes or CocoDataset.METAINFO['classes'])
+    count = len(names)
+    what = f'metainfo=dict(classes={right}) in every dataset and num_classes={count} in every head'
+    assert what in str(caught.value) and 'a.json has the categories' in str(caught.value)
+
+
+def test_classes_that_are_left_out_are_counted(tmp_path, warnings):
+    dataset = read(tmp_path, content(labels=(0, 1, 2)), classes=('box', 'cone'))
+    assert warnings == [
+        f'1 categories of {tmp_path}/a.json, with 1 objects, are no classes of the dataset and '
+        'are not used: apple'
+    ]
+    assert [box['bbox_label'] for box in dataset.get_data_info(0)['instances']] == [0, 1]
+    read(tmp_path, content(names=NAMES[:2], labels=(0, 1, 1)))
+    assert warnings[1:] == [f'1 classes are no categories of {tmp_path}/a.json: cone']
+
+
+def test_annotations_that_mmdet_drops_are_counted(tmp_path, warnings):
+    data = content([BOX, (50, 3, 4, 4), (3, 3, 0.5, 4), (3, 3, -4, 4), BOX, BOX], labels=[0] * 6)
+    data['annotations'][4]['category_id'] = 7
+    data['annotations'][5]['area'] = 0
+    dataset = read(tmp_path, data)
+    assert warnings == [
+        f'5 of 6 annotations in {tmp_path}/a.json are not used: 1 lie outside their image (ids 1), '
+        '2 are narrower than a pixel (ids 2, 3), 1 have a category_id that the file does not list '
+        '(ids 4), 1 have area 0 (ids 5)'
+    ]
+    assert len(dataset.get_data_info(0)['instances']) == 1
+    read(tmp_path, content([BOX, BOX, (30, 3, 30, 8)]))
+    assert 'reach beyond their image by more than 2 % and are clipped: ids 2' in warnings[1]
+
+
+@pytest.mark.parametrize(
+    ('data', 'error'),
+    [
+        ('', r'a\.json is no JSON, or cut off: Expecting value'),
+        (json.dumps(content())[:90], r'a\.json is no JSON, or cut off: '),
+        ('[]', r'a\.json does not hold the dict of a COCO file'),
+        ({}, r'a\.json has no list of images; it must be laid out as COCO 2017'),
+        (content(images=[]), r'a\.json has no list of images'),
+        (content([(1, 2, 3), BOX, BOX]), r'annotation 0 has bbox=\[1, 2, 3\], which is not four'),
+        (content([(1, 2, 3, float('nan')), BOX, BOX]), r'annotation 0 has bbox=.*nan\], which is'),
+        (content([('1', 2, 3, 4), BOX, BOX]), r"annotation 0 has bbox=\['1', 2, 3, 4\]"),
+        (content(annotations=[{'id': 3}]), r'annotations\[0\] lacks image_id, category_id, bbox'),
+        (content(images=[{'id': 5}] * 2), r'images\[0\] lacks file_name, height, width'),
+        (content(categories=[{'id': 1, 'name': 'a'}] * 2), 'several categories have the same id'),
+        (content(names=('box', 'box', 'cone')), 'give every category a name of its own'),
+        (content([(0.1, 0.2, 0.3, 0.4)] * 3), 'none of its 3 annotations .* in pixels'),
+        (content([(20, 15, 30, 25)] * 3), '3 of 3 boxes reach beyond .* not two corners'),
+        (content([], labels=[]), '1 images without one object that can be used'),
+    ],
+)
+def test_files_that_cannot_train(tmp_path, data, error):
+    with pytest.raises(ValueError, match=error):
+        check_dataset(read(tmp_path, data))
+
+
+def test_a_dataset_without_images_is_named(tmp_path):
+    few = {'filter_empty_gt': True, 'min_size': 32}
+    with pytest.raises(ValueError, match=r'CocoDataset \(.*a\.json\) has no image that can be use'):
+        read(tmp_path, content(), filter_cfg=few)
+    no_annotations = {key: value for key, value in content().items() if key != 'annotations'}
+    test_dev = read(tmp_path, no_annotations, filter_cfg=few, test_mode=True)
+    check_dataset(test_dev)  # files without annotations are there to predict on
+    assert len(test_dev) == 1
+
+
+def test_files_of_the_size_of_coco_take_seconds():
+    draw = random.Random(0)
+    images = [{'id': i, 'file_name': '', 'width': 640, 'height': 480} for i in range(11800)]
+    rows = content([BOX] * 86000, labels=[draw.randrange(3) for _ in range(86000)], images=images)
+    coco = SimpleNamespace(dataset=rows, imgs={5: images[5]}, cats={1: {}, 11: {}, 21: {}})
+    start = time.process_time()
+    check_layout(rows, 'a.json')
+    check_coco(coco, 'a.json', NAMES)
+    assert time.process_time() - start < 2  # a tenth of COCO's training set
+
+
+class BoxHead(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+
+
+class RPNHead(BoxHead):
+    pass
+
+
+def test_every_head_is_named():
+    model = nn.Module()
+    model.rpn_head = RPNHead(1)
+    model.roi_head = nn.ModuleDict(
+        {'bbox_head': nn.ModuleList([BoxHead(80), BoxHead(3)]), 'mask_head': BoxHead(80)}
+    )
+    data = SimpleNamespace(metainfo={'classes': NAMES})
+    heads = 'model.roi_head.bbox_head.0.num_classes=80, model.roi_head.mask_head.num_classes=80'
+    message = rf'^{heads}, but SimpleNamespace has 3 classes \(apple, box, cone\)'
+    with pytest.raises(ValueError, match=message):
+        check_heads(model, data)
+    for head in (model.roi_head['bbox_head'][0], model.roi_head['mask_head']):
+        head.num_classes = 3
+    check_heads(model, data)
+
+
+@pytest.mark.parametrize(
+    ('task', 'count'),
+    [('mask-rcnn', 80), ('mask2former', 80), ('retinanet', 80), ('dino', 80), ('fpn', 150)],
+)
+def test_heads_of_configs_have_the_classes_of_their_data(task, count):
+    name = next(n for n in mmpatch.list_configs() if n.startswith(f'poolformer/{task}'))
+    cfg = Config.fromfile(mmpatch.config_path(name))
+    with torch.device('meta'):
+        model = build_model(cfg)
+    check_heads(model, SimpleNamespace(metainfo={'classes': ['?'] * count}))
+    with pytest.raises(ValueError, match='but SimpleNamespace has 3 classes'):
+        check_heads(model, SimpleNamespace(metainfo={'classes': NAMES}))
+
+
+def segmentation(tmp_path, maps, classes=NAMES, size=(8, 6), **settings):
+    """A dataset of mmseg whose label maps are given as arrays."""
+    from mmseg.datasets import BaseSegDataset
+    from mmseg.utils import register_all_modules
+
+    register_all_modules(init_default_scope=True)
+    for i, array in enumerate(maps):
+        Image.new('RGB', size).save(tmp_path / f'{i}.jpg')
+        image = array if isinstance(array, Image.Image) else Image.fromarray(np.uint8(array))
+        image.save(tmp_path / f'{i}.png')
+    return BaseSegDataset(
+        metainfo={'classes': classes},
+        data_prefix={'img_path': str(tmp_path), 'seg_map_path': str(tmp_path)},
+        pipeline=[{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}],
+        **settings,
+    )
+
+
+def rows_of(*values):
+    """A label map 6 pixels high and 8 wide whose rows have these labels."""
+    return np.repeat(np.uint8(values), 8).reshape(6, 8)
+
+
+def test_pixels_of_classes_are_counted(tmp_path, warnings):
+    maps = [rows_of(0, 0, 1, 1, 255, 255), rows_of(1, 1, 1, 1, 1, 1)]
+    check_dataset(segmentation(tmp_path, maps))
+    table = f'BaseSegDataset ({tmp_path}): 2 images, pixels: apple 16, box 64'
+    assert warnings == [table, '1 of 3 classes have no pixel here: cone']
+
+
+def test_label_0_is_no_class_on_request(tmp_path, warnings):
+    labels = rows_of(0, 1, 1, 2, 2, 3)
+    with pytest.raises(ValueError) as caught:
+        check_dataset(segmentation(tmp_path, [labels]))
+    assert str(caught.value) == (
+        f'{tmp_path}/0.png has the labels 3, but there are 3 classes: 0 to 2, and 255 for pixels '
+        'to ignore (reduce_zero_label=False). If label 0 is no class, set reduce_zero_label=True '
+        'in the dataset'
+    )
+    check_dataset(segmentation(tmp_path, [labels], reduce_zero_label=True))
+    assert warnings[-1].endswith('pixels: apple 16, box 16, cone 8')
+
+
+@pytest.mark.parametrize(
+    ('labels', 'error'),
+    [
+        (rows_of(0, 1, 2, 3, 7, 9), r'0\.png has the labels 3, 7, 9, but there are 3 classes'),
+        (Image.new('RGB', (8, 6)), r'0\.png is a picture of mode RGB, not a label map'),
+        (Image.new('I;16', (8, 6)), r'0\.png is a picture of mode I;16, not a label map'),
+        (rows_of(255, 255, 255, 255, 255, 255), '1 label maps were read, and no pixel belongs'),
+        (Image.new('L', (6, 8)), r'0\.png has 6x8 pixels, its image .*0\.jpg has 8x6'),
+    ],
+)
+def test_label_maps_that_cannot_train(tmp_path, labels, error):
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        check_dataset(segmentation(tmp_path, [labels]))
+
+
+def test_fifty_maps_are_looked_at(tmp_path, warnings):
+    check_dataset(segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)] * 60))
+    assert '60 images; pixels of 50 label maps: apple 800' in warnings[0]
+
+
+def settings_of(tmp_path, **dataset):
+    (tmp_path / 'a.png').touch()
+    prefix = {'img_path': str(tmp_path), 'seg_map_path': str(tmp_path)}
+    dataset = {'type': 'BaseSegDataset', 'data_prefix': prefix, **dataset}
+    return Config({'default_scope': 'mmseg', 'train_dataloader': {'dataset': dataset}})
+
+
+STEP = {'type': 'LoadAnnotations', 'reduce_zero_label': True}
+PLACE = r'train_dataloader\.dataset'
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'error'),
+    [
+        ({}, rf'{PLACE}: BaseSegDataset has no classes; set metainfo=dict\(classes='),
+        ({'metainfo': {'classes': 'box'}}, rf"{PLACE}.metainfo.classes='box' is one string: write"),
+        (
+            {'type': 'ADE20KDataset', 'metainfo': {'classes': NAMES}},
+            rf"{PLACE}\.metainfo\.classes: apple, cone: not among the 150 .* type='BaseSegDataset'",
+        ),
+        (
+            {'metainfo': {'classes': NAMES}, 'pipeline': [STEP]},
+            rf'{PLACE}: reduce_zero_label=False in the dataset, True in LoadAnnotations of its',
+        ),
+        (
+            {'metainfo': {'classes': NAMES}},
+            rf"no file in .* ends with \.jpg; set {PLACE}\.img_suffix='\.png'",
+        ),
+    ],
+)
+def test_settings_of_segmentation_data(tmp_path, dataset, error):
+    import mmseg.datasets  # noqa: F401
+
+    with pytest.raises(ValueError, match=f'^{error}'):
+        check_dataset_types(settings_of(tmp_path, **dataset), ('train',))
+
+
+def test_evaluators_read_the_file_of_their_data(tmp_path):
+    for name in ('a.json', 'b.json'):
+        (tmp_path / name).touch()
+    dataset = {'type': 'CocoDataset', 'data_root': str(tmp_path), 'ann_file': 'a.json'}
+    cfg = Config({'val_dataloader': {'dataset': dataset}, 'val_evaluator': {'ann_file': 'no.json'}})
+    with pytest.raises(FileNotFoundError, match=r'^val_evaluator\.ann_file=no\.json does not exis'):
+        check_paths(cfg, ('val',))
+    cfg.val_evaluator = [{'ann_file': f'{tmp_path}/b.json'}]
+    with pytest.raises(ValueError, match=r'b\.json is another file; set it to .*a\.json$'):
+        check_paths(cfg, ('val',))
+    cfg.val_evaluator = [{'ann_file': f'{tmp_path}/a.json'}]
+    check_paths(cfg, ('val',))
