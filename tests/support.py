@@ -4,9 +4,11 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import torch
+from mmengine.logging import MMLogger
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +59,45 @@ def call_tool(monkeypatch, script, *arguments):
         patch.setenv('MMPATCH_KEEP_HEAP', '0')
         patch.chdir(ROOT)
         runpy.run_path(script, run_name='__main__')
+
+
+def fork_tool(folder, script, *arguments):
+    """Run a script of the project in a folder, in a copy of this process, which imported it all.
+
+    Returns:
+        Exit status, 70 for an exception, and what was printed.
+    """
+    output = folder / 'output'
+    child = os.fork()
+    if not child:
+        with output.open('w') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os._exit(_run_script(folder, str(ROOT / script), *map(str, arguments)))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output.read_text()
+
+
+def _run_script(folder, script, *arguments):
+    status = 0
+    sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')
+    try:
+        os.chdir(folder)
+        os.environ['MMPATCH_KEEP_HEAP'] = '0'
+        sys.argv = [script, *arguments]
+        sys.path.insert(0, os.path.dirname(script))
+        for handler in MMLogger.get_current_instance().handlers:
+            handler.setStream(sys.stdout)
+        runpy.run_path(script, run_name='__main__')
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
 def run_tool(*command, cwd=ROOT, check=True, env=None, **kwargs):

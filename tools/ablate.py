@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpatch.engine.data import check_paths, replace_data_root
+from mmpatch.engine.errors import report_errors
 from mmpatch.registry import MODELS
 
 mpl.use('Agg')
@@ -328,6 +329,7 @@ def write_results(
     draw(folder / 'table.png', results, metric, f'Ablation: {Path(config).stem}')
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

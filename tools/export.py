@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import mmpatch
 from mmpatch.deployment import ExportError
 from mmpatch.deployment.export import DIMS
+from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import make_parser, read_config
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'pt2': '.pt2'}
@@ -112,6 +113,7 @@ def describe_use(args: Any, file: Path, metadata: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
+@report_errors()
 def main() -> None:
     parser = make_parser(__doc__ or '')
     parser.add_argument('checkpoint', nargs='?', help='file that tools/train.py wrote')

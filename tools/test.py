@@ -4,12 +4,13 @@ python tools/test.py CONFIG CHECKPOINT --show-dir pictures --out predictions.pkl
 """
 
 import sys
+from functools import partial
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpatch.deployment import ExportError
-from mmpatch.engine.tool import make_parser, read_config
+from mmpatch.engine.errors import report_errors
+from mmpatch.engine.tool import load_strictly, make_parser, read_config
 
 
 def draw(cfg: Config, folder: str) -> None:
@@ -23,6 +24,7 @@ def draw(cfg: Config, folder: str) -> None:
         cfg.visualizer.save_dir = folder
 
 
+@report_errors()
 def main() -> None:
     arguments = make_parser(__doc__ or '')
     arguments.add_argument('checkpoint', help='file that tools/train.py wrote')
@@ -47,10 +49,8 @@ def main() -> None:
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    try:
-        runner.test()
-    except ExportError as error:
-        sys.exit(f'error: {error}')
+    runner.load_checkpoint = partial(load_strictly, runner)
+    runner.test()
 
 
 if __name__ == '__main__':

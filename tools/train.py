@@ -10,9 +10,11 @@ import sys
 
 from mmengine.runner import Runner
 
-from mmpatch.engine.tool import check_precision, make_parser, read_config
+from mmpatch.engine.errors import report_errors
+from mmpatch.engine.tool import check_precision, check_resumption, make_parser, read_config
 
 
+@report_errors()
 def main() -> None:
     arguments = make_parser(__doc__ or '')
     arguments.add_argument(
@@ -41,6 +43,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+        check_resumption(cfg)
     Runner.from_cfg(cfg).train()
 
 

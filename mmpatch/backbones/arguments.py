@@ -28,9 +28,27 @@ def broadcast_to_blocks(name: str, value: Any, depths: Sequence[int]) -> list[An
 
 def check_increasing(name: str, what: str, indices: Sequence[int], count: int) -> tuple[int, ...]:
     """Indices of 0..count - 1 that increase, or ValueError; ``what`` they index: 'stages', say."""
+    if isinstance(indices, int):
+        raise ValueError(f'{name}={indices} is one number; write ({indices},)')
     given = tuple(indices)
     if any(not 0 <= i < count for i in given):
-        raise ValueError(f'{name}={given} must name {what} of 0..{count - 1} ({count} {what})')
+        hint = '; each stage is several blocks, so count stages, not blocks' * (what == 'stages')
+        raise ValueError(
+            f'{name}={given} must name {what} of 0..{count - 1} ({count} {what}){hint}'
+        )
     if list(given) != sorted(set(given)):
         raise ValueError(f'{name}={given} must increase')
     return given
+
+
+def check_drop_path_rate(name: str, rate: float) -> None:
+    """ValueError unless a drop rate is in [0, 1]."""
+    if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise ValueError(f'{name}: drop_path_rate={rate!r} is not in [0, 1]')
+
+
+def get_compile_settings(name: str, compile: bool | dict[str, Any]) -> dict[str, Any] | None:
+    """Arguments of :func:`torch.compile`, None for not compiling; ValueError for a number, say."""
+    if not isinstance(compile, bool | dict):
+        raise ValueError(f"{name}: compile={compile!r} is not True, False or dict(mode='...')")
+    return {} if compile is True else compile or None

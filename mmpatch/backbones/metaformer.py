@@ -8,7 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmpatch.backbones.arguments import broadcast_to_blocks, broadcast_to_stages, check_increasing
+from mmpatch.backbones.arguments import (
+    broadcast_to_blocks,
+    broadcast_to_stages,
+    check_drop_path_rate,
+    check_increasing,
+    get_compile_settings,
+)
 from mmpatch.backbones.base import Backbone
 from mmpatch.blocks import ConvMixerBlock, MetaFormerBlock, Stage
 from mmpatch.checkpoint import Layout, Published, rename_in_place
@@ -144,6 +150,8 @@ class MetaFormer(Backbone):
             raise ValueError(f'{name}: out_indices=() must name stages of 0..{count - 1}')
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
             raise ValueError(f'{name}: frozen_stages={frozen_stages} is not in -1..{count}')
+        check_drop_path_rate(name, drop_path_rate)
+        compiling = get_compile_settings(name, compile)
         for key, value, choices in (
             ('block', block, BLOCKS),
             ('act', act, ACTIVATIONS),
@@ -205,8 +213,8 @@ class MetaFormer(Backbone):
         self._nchw_on_cuda = any(map(_is_slow_in_channels_last, self.stages.modules()))
         self._check_tokens()
         self._freeze()
-        if compile:
-            self.compile(**({} if compile is True else compile))
+        if compiling is not None:
+            self.compile(**compiling)
 
     @classmethod
     def get_arch_settings(cls, arch: str) -> dict[str, Any]:
@@ -229,6 +237,11 @@ class MetaFormer(Backbone):
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'{type(self).__name__} takes (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f'{type(self).__name__} takes normalised floating-point images, got {x.dtype}: '
+                'x.float(), less mean, over std'
             )
         if min(x.shape[2:]) < self.stem.stride:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Checks of a model's settings before it is built, instead of errors at its first iteration."""
 
+import logging
 import math
 import re
 import warnings
@@ -7,8 +8,10 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmpatch.checkpoint.published import SCHEME, list_published
 from mmpatch.registry import MODELS
 
 
@@ -30,6 +33,7 @@ def check_model(cfg: Any, scope: str | None = None) -> None:
     backbone_cfg = cfg.get('backbone') or {}
     if not str(backbone_cfg.get('type', '')).startswith('mmpatch.'):
         return
+    _check_pixels(cfg)
     with torch.device('meta'), MODELS.switch_scope_and_registry(scope) as registry:
         backbone: Any = _build(registry, 'backbone', {**backbone_cfg, 'init_cfg': None})
         if getattr(backbone, 'pooled', None):
@@ -47,6 +51,35 @@ def check_model(cfg: Any, scope: str | None = None) -> None:
         _check_heads(cfg, [level.shape[1] for level in levels], strides)
         _check_padding(cfg, strides, max(backbone.out_strides))
         _warn_of_unread_outputs(backbone, _find_unread(registry, cfg, maps, levels))
+
+
+def _check_pixels(cfg: Any) -> None:
+    """Warn if pixels are not normalised as published weights expect them."""
+    init_cfg = cfg['backbone'].get('init_cfg')
+    given = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
+    published = list_published().get(str(given).removeprefix(SCHEME))
+    pixels = cfg.get('data_preprocessor')
+    if published is None or not str(given).startswith(SCHEME) or not isinstance(pixels, dict):
+        return
+    mean, std = published.normalisation
+    right = {'mean': list(mean), 'std': list(std), 'bgr_to_rgb': True}
+    wrong = {
+        key: pixels.get(key) for key, value in right.items() if not _is_same(pixels.get(key), value)
+    }
+    if wrong:
+        told = ', '.join(f'{key}={value}' for key, value in wrong.items())
+        print_log(
+            f'model.data_preprocessor has {told}; {given} was trained on RGB pixels with '
+            + ', '.join(f'{key}={right[key]}' for key in wrong),
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _is_same(given: Any, right: Any) -> bool:
+    if isinstance(right, list):
+        return given is not None and torch.allclose(torch.tensor(given), torch.tensor(right), 1e-3)
+    return bool(given) == right
 
 
 def _build(registry: Any, place: str, cfg: Any) -> nn.Module:
