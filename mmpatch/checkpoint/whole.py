@@ -88,27 +88,29 @@ WHOLE_LAYOUTS = (
 )
 
 
-def load_whole(model: nn.Module, checkpoint: str | os.PathLike[str]) -> Report:
+def load_whole(model: nn.Module, checkpoint: str | os.PathLike[str], content: Any = None) -> Report:
     """Load a published detector or segmentor, heads included: every tensor, or none and an error.
 
     Args:
         model: A model of mmdet or mmseg.
         checkpoint: As in :func:`mmpatch.checkpoint.load_pretrained`.
+        content: What is in it, if it has been read.
 
     Raises:
         ValueError: If a key is unknown, a tensor is missing or has another shape or type, or a
             number is not finite; the message lists the culprits. And see
             :func:`mmpatch.checkpoint.load_pretrained`.
     """
-    tensors, report = fit_whole(model, os.fspath(checkpoint))
+    tensors, report = fit_whole(model, os.fspath(checkpoint), content)
     model.load_state_dict(tensors)
     print_log(str(report), logger='current')
     return report
 
 
-def fit_whole(model: Any, source: str) -> tuple[Tensors, Report]:
+def fit_whole(model: Any, source: str, content: Any = None) -> tuple[Tensors, Report]:
     """Name the tensors of a file as a model's, all of them; see :func:`load_whole`."""
-    tensors, report = unwrap(read_checkpoint(source), source, prefixes=('module.',))
+    content = read_checkpoint(source) if content is None else content
+    tensors, report = unwrap(content, source, prefixes=('module.',))
     layouts = (x for x in WHOLE_LAYOUTS if any(re.fullmatch(x.marker, key) for key in tensors))
     layout = next(layouts, None)
     if layout is None:

@@ -107,20 +107,11 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     override_settings(cfg, options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    host = cfg.get('default_scope')
-    if host not in HOSTS:
-        raise ValueError(
-            f'{args.config}: default_scope={host!r} must be one of {tuple(HOSTS)}; it says which '
-            'host the config is for'
-        )
+    host = import_host(cfg, args.config)
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{args.config} has no model=dict(...): is it a config of {host}?')
     check_names(cfg)
     check_paths(cfg, splits)
-    try:
-        importlib.import_module(host)
-    except ImportError as error:
-        raise ImportError(f'{host}: {error}; pip install mmpatch[{HOSTS[host]}]') from error
     check_optimizer(cfg)
     check_dataset_types(cfg, splits)
     check_annotation_files(host)
@@ -193,6 +184,26 @@ def check_optimizer(cfg: Config) -> None:
     with OPTIMIZERS.switch_scope_and_registry(cfg.default_scope) as registry:
         if isinstance(kind, str) and registry.get(kind) is None:
             raise KeyError(suggest_type(kind, OPTIMIZERS.name))
+
+
+def import_host(cfg: Config, source: str) -> str:
+    """Import the host of a config and return its name.
+
+    Raises:
+        ValueError: If ``default_scope`` names no host.
+        ImportError: If the host is not installed.
+    """
+    host = cfg.get('default_scope')
+    if host not in HOSTS:
+        raise ValueError(
+            f'{source}: default_scope={host!r} must be one of {tuple(HOSTS)}; it says which host '
+            'the config is for'
+        )
+    try:
+        importlib.import_module(host)
+    except ImportError as error:
+        raise ImportError(f'{host}: {error}; pip install mmpatch[{HOSTS[host]}]') from error
+    return host
 
 
 def join_ranks_on_cpu(cfg: Config) -> None:
