@@ -7,7 +7,7 @@ from mmpatch.compat import install
 
 __version__ = '0.2.0'
 
-__all__ = ['__version__', 'config_path', 'deploy', 'export', 'list_configs']
+__all__ = ['__version__', 'config_path', 'deploy', 'export', 'list_configs', 'predict']
 
 _CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -26,6 +26,13 @@ def export(model: Any, file: Any, **settings: Any) -> dict[str, Any]:
     from mmpatch import deployment
 
     return deployment.export(model, file, **settings)
+
+
+def predict(config: Any, checkpoint: Any, inputs: Any, **settings: Any) -> Any:
+    """Predict on pictures and videos: see :func:`mmpatch.engine.predict.predict`."""
+    from mmpatch.engine import predict as predicting
+
+    return predicting.predict(config, checkpoint, inputs, **settings)
 
 
 def list_configs() -> list[str]:
