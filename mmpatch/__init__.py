@@ -1,5 +1,8 @@
 """mmpatch: MetaFormer backbones for dense prediction with OpenMMLab."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,16 @@ from mmpatch.compat import install
 
 __version__ = '0.2.0'
 
-__all__ = ['__version__', 'config_path', 'deploy', 'export', 'list_configs', 'predict']
+__all__ = [
+    '__version__',
+    'config_path',
+    'deploy',
+    'export',
+    'list_configs',
+    'list_models',
+    'list_weights',
+    'predict',
+]
 
 _CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -35,13 +47,45 @@ def predict(config: Any, checkpoint: Any, inputs: Any, **settings: Any) -> Any:
     return predicting.predict(config, checkpoint, inputs, **settings)
 
 
-def list_configs() -> list[str]:
-    """Names of the configs of this package, as :func:`config_path` and ``mmpatch::`` take them.
+def list_models(filter: str = '') -> list[str]:
+    """Sorted names of the networks of all families, such as 'poolformer-s12'.
+
+    The tools take them, and :func:`mmpatch.backbones.names.find_network` says what each stands for.
+    ``timm.list_models`` lists what :class:`mmpatch.backbones.TimmBackbone` takes.
+
+    Args:
+        filter: Pattern of :mod:`fnmatch` such as 'vit-*', that the whole name must match.
+    """
+    from mmpatch.backbones import names
+
+    return _match(names.list_networks(), filter)
+
+
+def list_weights(filter: str = '') -> list[str]:
+    """Sorted names of the published files, which are loaded as ``mmpatch://NAME``.
+
+    Args:
+        filter: As in :func:`list_models`, with or without ``mmpatch://``.
+    """
+    from mmpatch.checkpoint.published import SCHEME, list_published
+
+    return _match(list_published(), filter.removeprefix(SCHEME))
+
+
+def list_configs(filter: str = '') -> list[str]:
+    """Sorted names of the configs of this package, as :func:`config_path` and ``mmpatch::`` take.
 
     Those in ``_base_``, which are whole only with a backbone, are not listed.
+
+    Args:
+        filter: As in :func:`list_models`; '*' matches folders, too.
     """
     names = (path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob('*.py'))
-    return sorted(name for name in names if not name.startswith('_base_/'))
+    return _match((name for name in names if not name.startswith('_base_/')), filter)
+
+
+def _match(names: Iterable[str], filter: str) -> list[str]:
+    return sorted(name for name in names if not filter or fnmatchcase(name, filter))
 
 
 def config_path(name: str) -> str:
@@ -51,9 +95,11 @@ def config_path(name: str) -> str:
     inherits it; after ``import mmpatch``, ``_base_ = 'mmpatch::NAME'`` does.
 
     Raises:
-        ValueError: If there is no such config; the message lists all names.
+        ValueError: If there is no such config; the message names the nearest.
     """
     path = _CONFIGS / name
     if path.suffix != '.py' or not path.is_file():
-        raise ValueError(f'mmpatch has no config {name!r}; it has {list_configs()}')
+        near = ', '.join(get_close_matches(name, list_configs(), cutoff=0.4)) or 'none is similar'
+        lists = 'mmpatch.list_configs() lists all'
+        raise ValueError(f'mmpatch has no config {name!r}; nearest: {near}. {lists}')
     return str(path)

@@ -101,7 +101,9 @@ class MetaFormer(Backbone):
         ValueError: If arguments do not fit each other; the message names the one at fault.
     """
 
-    #: Of a family: named sizes, layouts of published files, and those files.
+    #: Of a family: what names of its networks start with, if not with the class's; named sizes,
+    #: layouts of published files, and those files.
+    NAME: ClassVar[str] = ''
     ARCHS: ClassVar[dict[str, dict[str, Any]]] = {}
     LAYOUTS: ClassVar[tuple[Layout, ...]] = ()
     PUBLISHED: ClassVar[dict[str, Published]] = {}

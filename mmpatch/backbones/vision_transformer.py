@@ -187,6 +187,7 @@ class VisionTransformer(MetaFormer):
         ValueError: If arguments do not fit each other; the message names the one at fault.
     """
 
+    NAME: ClassVar[str] = 'vit'
     #: width, depth, heads, patch, bottlenecks of the ResNet in front
     TABLE: ClassVar[dict[str, tuple[int, int, int, int, tuple[int, ...] | None]]] = {
         'tiny': (192, 12, 3, 16, None),
