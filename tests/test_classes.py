@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 import mmpatch
+from mmpatch.engine.build import build_model
 from mmpatch.engine.classes import check_dataset_types, check_heads
 from mmpatch.engine.coco import check_coco, check_layout
 from mmpatch.engine.data import check_annotation_files, check_dataset, check_paths
-from mmpatch.engine.tool import build_model
 
 pytestmark = pytest.mark.hosts
 NAMES = ('apple', 'box', 'cone')

@@ -8,7 +8,7 @@ from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 
 from mmpatch.engine import check_model
-from mmpatch.engine.tool import build_model
+from mmpatch.engine.build import build_model
 
 from support import make_detector_data, make_segmentor_data
 

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 import mmpatch
+from mmpatch.engine.build import build_model
 from mmpatch.engine.predict import Predictor
 from mmpatch.engine.results import Shot, Writer
-from mmpatch.engine.tool import build_model
 
 from support import call_tool, relative_error
 

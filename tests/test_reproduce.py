@@ -20,8 +20,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import mmpatch
+from mmpatch.engine.build import build_model
 from mmpatch.engine.data import replace_data_root
-from mmpatch.engine.tool import build_model
 
 import golden
 from support import ROOT, child_environment

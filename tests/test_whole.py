@@ -10,7 +10,7 @@ from mmengine.config import Config
 import mmpatch
 from mmpatch.checkpoint import load_pretrained, load_whole
 from mmpatch.checkpoint.whole import fit_whole
-from mmpatch.engine.tool import build_model
+from mmpatch.engine.build import build_model
 
 from support import call_tool
 

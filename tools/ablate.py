@@ -28,9 +28,9 @@ import torch
 import yaml
 from mmengine.config import Config, DictAction
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from mmpatch.engine.count import Count
+from mmpatch.engine.count import count as count_parts
 from mmpatch.engine.data import check_paths, replace_data_root
 from mmpatch.engine.errors import report_errors
 from mmpatch.registry import MODELS
@@ -58,12 +58,12 @@ def build(backbone: dict[str, Any]) -> Any:
 def count(model: Any, image: int = IMAGE, classes: int = 0) -> Result:
     """Count parameters and multiply-adds; with classes, a linear classifier included."""
     head = (model.out_channels[-1] + 1) * classes
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model.eval()(torch.empty(1, 3, image, image, device='meta'))
+    counts = sum(count_parts(model, (image, image)).values(), Count())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     return {
-        'parameters': head + sum(p.numel() for p in model.parameters() if p.requires_grad),
-        'frozen': sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        'macs': head + counter.get_total_flops() / 2,
+        'parameters': head + counts.parameters - frozen,
+        'frozen': frozen,
+        'macs': head + counts.macs,
     }
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 import mmpatch
 from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load, whole
 from mmpatch.compat import safe_load
-from mmpatch.engine.tool import build_model
+from mmpatch.engine.build import build_model
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from mmengine.runner import Runner
 import mmpatch
 from mmpatch.checkpoint.whole import fit_whole, load_whole
 from mmpatch.compat.safe_load import download
-from mmpatch.engine.tool import build_model, make_parser, read_config
+from mmpatch.engine.build import build_model
+from mmpatch.engine.tool import make_parser, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / 'configs/released.yml'

@@ -16,7 +16,7 @@ import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, OPTIMIZERS, init_default_scope
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
 from mmpatch import compat
@@ -282,14 +282,3 @@ def load_strictly(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> A
                 'with the same config and classes'
             ) from error
         return Runner.load_checkpoint(runner, filename, *args, **kwargs)
-
-
-def build_model(cfg: Config) -> Any:
-    """Build the whole model of a config of mmdet or mmseg, without pretrained weights."""
-    host = importlib.import_module(f'{cfg.default_scope}.utils')
-    host.register_all_modules(init_default_scope=False)
-    init_default_scope(cfg.default_scope)
-    cfg.model.backbone.init_cfg = None
-    if 'pretrained' in cfg.model:
-        cfg.model.pretrained = None
-    return MODELS.build(cfg.model)

@@ -14,10 +14,11 @@ from mmengine.device import get_device
 import mmpatch
 from mmpatch.checkpoint import load_whole
 from mmpatch.checkpoint.load import read_checkpoint
+from mmpatch.engine.build import build_model
 from mmpatch.engine.data import find_datasets
 from mmpatch.engine.model import check_model
 from mmpatch.engine.stored import check_types, read_stored_config
-from mmpatch.engine.tool import build_model, import_host
+from mmpatch.engine.tool import import_host
 
 #: Of a path, as ``open`` takes it.
 File = str | os.PathLike[str]
