@@ -1,19 +1,21 @@
 """Mistakes that a new user makes, each with the message that it gets: one line, no traceback."""
 
 import json
-import os
 import re
 import shutil
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from torch import nn
 
 import mmpatch
 from mmpatch.backbones import PoolFormer
 from mmpatch.engine.errors import report_errors
+from mmpatch.engine.tool import load_strictly
 
 from support import ROOT, fork_tool, run_tool
 
@@ -115,8 +117,9 @@ def project(toy, tmp_path_factory):
 class Project:
     """A user's folder, to make mistakes in."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, setenv=None):
         self.folder = folder
+        self.setenv = setenv
 
     def edit(self, name, change):
         """Change the text of a file, or the content of a JSON file."""
@@ -192,9 +195,9 @@ def each(*changes):
 
 
 def go_offline(project):
-    os.environ['TORCH_HOME'] = str(project.folder)
+    project.setenv('TORCH_HOME', str(project.folder))
     for scheme in ('http', 'https'):
-        os.environ[f'{scheme}_proxy'] = 'http://127.0.0.1:9'
+        project.setenv(f'{scheme}_proxy', 'http://127.0.0.1:9')
 
 
 TRAIN = ('train', 'detector.py')
@@ -607,17 +610,14 @@ def matches(message, line):
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_a_mistake_gets_one_line(project, tmp_path, name):
+def test_a_mistake_gets_one_line(project, tmp_path, monkeypatch, name):
     change, (tool, *arguments), message = MISTAKES[name]
     shutil.copytree(project, tmp_path / 'project')
-    user = Project(tmp_path / 'project')
+    user = Project(tmp_path / 'project', monkeypatch.setenv)
     if change:
         change(user)
     status, text = user.run(tool, *arguments)
     last = text.strip().splitlines()[-1]
-    if os.environ.get('SHOW'):
-        with open('/tmp/w/own-scratch/messages', 'a') as f:
-            f.write(f'{name}\n    {status} {last}\n')
     assert 'Traceback' not in text and status in (1, 2), text[-3000:]
     assert matches(f'error: {message}', last.removeprefix(f'{tool}.py: ')), last
 
@@ -687,6 +687,20 @@ def test_an_error_in_a_process_that_loads_data(project, tmp_path):
     result = run_tool(*train, *workers, cwd=tmp_path / 'project', check=False, env=env)
     message = MISTAKES['damaged picture'][2]
     assert result.returncode == 1 and matches(f'error: {message}', result.stderr.splitlines()[-1])
+
+
+def test_a_checkpoint_may_hold_more_than_the_model_but_not_less(tmp_path):
+    """A neck, say, whose place an exported file takes."""
+    model, file = nn.Linear(2, 2), str(tmp_path / 'a.pth')
+    state = {'weight': torch.ones(2, 2), 'bias': torch.ones(2), 'neck.weight': torch.ones(1)}
+    torch.save({'state_dict': state}, file)
+    load_strictly(MagicMock(model=model), file)
+    assert model.weight.eq(1).all()
+    torch.save({'state_dict': {'weight': torch.ones(3, 2)}}, file)
+    with pytest.raises(
+        ValueError, match='size mismatch for weight.*; missing keys in .*: bias. It'
+    ):
+        load_strictly(MagicMock(model=model), file)
 
 
 def test_images_that_a_network_cannot_take():
