@@ -13,7 +13,7 @@ PYTEST = $(CACHE) PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -q --basetem
 # Two processes of one thread each are faster on two cores than threads that wait for each other.
 TEST = OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
-.PHONY: demo test test-lowest gpu lint clean
+.PHONY: demo test test-lowest gpu lint figures clean
 
 demo: .venv/ready
 	$(CACHE) $(BIN)/python tools/demo.py --seed $(SEED)
@@ -37,6 +37,10 @@ lint: .venv/ready
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy --cache-dir $(VENV)/mypy
+
+# The pictures of the documents, from what the demo trained and the benchmark measured.
+figures: demo
+	$(CACHE) $(BIN)/python tools/analysis/figures.py
 
 .venv/ready: constraints.txt
 .venv-lowest/ready: constraints-lowest.txt

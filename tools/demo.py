@@ -40,6 +40,8 @@ from mmseg.datasets import ADE20KDataset
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / 'work_dirs' / 'demo'
 DATA = ROOT / 'data' / 'toy'
+#: Boxes with a lower score are not drawn.
+SCORE = 0.5
 PACKAGES = ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation')
 
 
@@ -173,12 +175,17 @@ def draw_objects(axes: plt.Axes, picture: np.ndarray, objects: list[tuple], titl
     names = CocoDataset.METAINFO['classes']
     axes.imshow(picture)
     axes.set_title(title, fontsize=10)
+    taken: list[tuple[float, float]] = []
     for label, (x1, y1, x2, y2), score in objects:
         tint = plt.cm.tab10(names.index(label.removesuffix(' crowd')) % 10)
         axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=tint, lw=2))
         text = label if score is None else f'{label} {score:.2f}'
         style = {'color': 'white', 'fontsize': 7, 'va': 'bottom'}
-        axes.text(x1, max(y1, 9), text, bbox={'fc': tint, 'ec': 'none', 'pad': 1}, **style)
+        # at the bottom of the box where another label would be hidden
+        hides = any(abs(x1 - x) < 40 and abs(max(y1, 9) - y) < 10 for x, y in taken)
+        taken.append((x1, y2 if hides else max(y1, 9)))
+        box = {'fc': tint, 'ec': 'none', 'pad': 1}
+        axes.text(*taken[-1], text, bbox=box, clip_on=True, **style)
 
 
 def draw_regions(axes: plt.Axes, picture: np.ndarray, label: np.ndarray, title: str) -> None:
@@ -224,10 +231,10 @@ def draw_predictions(path: Path, rows: int = 4) -> None:
         seen = [
             (names[k], tuple(box.tolist()), float(score))
             for k, box, score in zip(found.labels, found.bboxes, found.scores, strict=True)
-            if score > 0.4
+            if score > SCORE
         ]
         draw_objects(row[0], picture, truth, 'ground truth')
-        draw_objects(row[1], picture, seen, 'RetinaNet, scores over 0.4')
+        draw_objects(row[1], picture, seen, f'RetinaNet, scores over {SCORE}')
     segmentor = init_model(*find_trained('segmentor'), device='cpu')
     files = sorted((DATA / 'ade/images/validation').glob('*.jpg'))
     label_of = {f: DATA / 'ade/annotations/validation' / f'{f.stem}.png' for f in files}
