@@ -37,6 +37,8 @@ setup(
         # of mmpatch.export: .onnx files, and OpenVINO's .xml files, NNCF for int8
         'onnx': ['onnx>=1.16', 'onnxscript>=0.1', 'onnxruntime>=1.18'],
         'openvino': ['openvino>=2026.4', 'nncf>=3.0'],
+        # the site of `make docs`
+        'docs': ['mkdocs>=1.6', 'mkdocs-material>=9.7', 'mkdocstrings[python]>=1.0'],
         'dev': [
             'build',
             'mypy',
