@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -113,3 +114,21 @@ def run_tool(*command, cwd=ROOT, check=True, env=None, **kwargs):
     if check and result.returncode:
         raise AssertionError(result.stdout[-2000:] + result.stderr[-4000:])
     return result
+
+
+def run_in_fork(words, folder, log, cache):
+    """Do what `python WORDS` does, as target of a process of multiprocessing's fork server."""
+    os.chdir(folder)
+    os.environ |= {'TORCH_HOME': str(cache), 'LOCAL_RANK': '0', 'MPLBACKEND': 'Agg'}
+    tempfile.tempdir = str(folder)
+    with open(log, 'w') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    if words[0] == '-c':
+        sys.argv = ['-c', *words[2:]]
+        exec(words[1], {'__name__': '__main__'})
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        runpy.run_path(words[0], run_name='__main__')
