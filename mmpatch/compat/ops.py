@@ -1,7 +1,7 @@
 """Provides ``mmcv._ext``, the compiled half of mmcv, where it is missing.
 
 ``mmcv-lite`` ships ``mmcv.ops`` without it, and compiled wheels exist for no current torch.
-RetinaNet, Mask R-CNN, DETR, Deformable DETR, DINO, Mask2Former and Semantic FPN need only what
+Most heads of mmdet and mmseg, deformable attention and convolutions among them, need only what
 :mod:`mmpatch.compat.stand_in` has.
 """
 

@@ -4,6 +4,7 @@
 calls every function with tensors by position and everything else by name.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,6 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision import ops
+
+from mmpatch.compat.deformable import (
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    deform_conv_forward,
+    modulated_deform_conv_backward,
+    modulated_deform_conv_forward,
+    ms_deform_attn_backward,
+    ms_deform_attn_forward,
+    to_full_precision,
+)
+
+__all__ = [
+    'deform_conv_backward_input',
+    'deform_conv_backward_parameters',
+    'deform_conv_forward',
+    'modulated_deform_conv_backward',
+    'modulated_deform_conv_forward',
+    'ms_deform_attn_backward',
+    'ms_deform_attn_forward',
+    'nms',
+    'roi_align_backward',
+    'roi_align_forward',
+    'sigmoid_focal_loss_backward',
+    'sigmoid_focal_loss_forward',
+    'softnms',
+]
 
 INSTALL_COMMAND = (
     'pip uninstall mmcv-lite; pip install "setuptools<81" wheel ninja psutil; '
@@ -88,7 +116,7 @@ def roi_align_forward(
     """
     if pool_mode != 1:
         raise _unsupported('roi_align with pool_mode="max"')
-    maps, boxes = _to_full_precision(input, rois)
+    maps, boxes = to_full_precision(input, rois)
     scale, height, width, ratio, aligned = (settings[name] for name in ROI_SETTINGS)
     output.copy_(ops.roi_align(maps, boxes, (height, width), scale, ratio, aligned))
 
@@ -97,75 +125,10 @@ def roi_align_backward(
     grad: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, out: Tensor, **settings: Any
 ) -> None:
     """Gradient of :func:`roi_align_forward` into ``out`` (B, C, H, W)."""
-    maps, boxes = _to_full_precision(grad, rois)
+    maps, boxes = to_full_precision(grad, rois)
     *bins, ratio, aligned = (settings[name] for name in ROI_SETTINGS)
     backward = torch.ops.torchvision._roi_align_backward
     out.copy_(backward(maps, boxes, *bins, *out.shape, ratio, aligned))
-
-
-def _to_full_precision(maps: Tensor, *others: Tensor) -> list[Tensor]:
-    """All in float64 if the maps are, else in float32: coordinates do not fit a half."""
-    dtype = torch.promote_types(maps.dtype, torch.float32)
-    return [tensor.to(dtype) for tensor in (maps, *others)]
-
-
-def ms_deform_attn_forward(
-    value: Tensor,
-    shapes: Tensor,
-    starts: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    im2col_step: int,
-) -> Tensor:
-    """Multi-scale deformable attention (https://arxiv.org/abs/2010.04159, eq. 3).
-
-    See :class:`mmcv.ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction`.
-
-    Args:
-        value: (B, places of all levels, heads, channels of a head).
-        shapes: (levels, 2), height and width of each.
-        starts: (levels,), the first place of each.
-        locations: (B, queries, heads, levels, points, 2) as x, y; 0 to 1 is the map.
-        weights: (B, queries, heads, levels, points).
-        im2col_step: Images that the compiled op takes at a time; without influence on the result.
-
-    Returns:
-        (B, queries, heads * channels of a head), of the type of ``value``.
-    """
-    maps, points, weights = _to_full_precision(value, locations, weights)
-    points, weights = (x.transpose(1, 2).flatten(0, 1) for x in (2 * points - 1, weights))
-    out = torch.zeros((), dtype=maps.dtype, device=maps.device)
-    levels = zip(shapes.tolist(), starts.tolist(), strict=True)
-    for i, ((height, width), start) in enumerate(levels):
-        level = maps[:, start : start + height * width].permute(0, 2, 3, 1).flatten(0, 1)
-        level = level.unflatten(2, (height, width))
-        found = F.grid_sample(level, points[:, :, i], align_corners=False)
-        out = out + (found * weights[:, None, :, i]).sum(3)  # (B * heads, channels, queries)
-    out = out.unflatten(0, (len(value), -1)).flatten(1, 2)
-    return out.transpose(1, 2).contiguous().to(value.dtype)
-
-
-def ms_deform_attn_backward(
-    value: Tensor,
-    shapes: Tensor,
-    starts: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    grad: Tensor,
-    grad_value: Tensor,
-    grad_locations: Tensor,
-    grad_weights: Tensor,
-    im2col_step: int,
-) -> None:
-    """Gradients of :func:`ms_deform_attn_forward` into the last three tensors."""
-    with torch.enable_grad():
-        inputs = value, locations, weights = tuple(
-            x.detach().requires_grad_() for x in (value, locations, weights)
-        )
-        out = ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step)
-        found = torch.autograd.grad(out, inputs, grad)
-    for into, gradient in zip((grad_value, grad_locations, grad_weights), found, strict=True):
-        into.copy_(gradient)
 
 
 def sigmoid_focal_loss_forward(
@@ -196,7 +159,8 @@ def sigmoid_focal_loss_backward(
 
 
 def _unsupported(op: str) -> NotImplementedError:
+    names = dict.fromkeys(re.split('_(?:for|back)ward', name)[0] for name in __all__)
     return NotImplementedError(
-        f'mmcv op {op} needs compiled mmcv; mmpatch stands in only for nms, softnms, roi_align, '
-        f'sigmoid_focal_loss and ms_deform_attn. To install it: {INSTALL_COMMAND}'
+        f'mmcv op {op} needs compiled mmcv; mmpatch stands in only for {", ".join(names)}. '
+        f'To install it: {INSTALL_COMMAND}'
     )
