@@ -33,6 +33,7 @@ setup(
     package_data={
         'mmpatch': ['py.typed', '.mim/*.yml', '.mim/**/*.py', '.mim/**/*.yml', '.mim/**/*.md']
     },
+    entry_points={'console_scripts': ['mmpatch = mmpatch.command:main']},
     # Without mmcv: pip would install mmcv-lite over a compiled mmcv, or the original over a fork.
     install_requires=[
         'torch>=2.6',

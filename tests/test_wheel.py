@@ -104,6 +104,14 @@ def test_import_finds_the_wheel_not_the_source_tree(python, tmp_path):
     assert Path(path).is_relative_to(python.parents[1]) and int(count) > 28
 
 
+def test_command_of_the_wheel(python, tmp_path):
+    command = python.with_name('mmpatch')
+    report = run(command, 'env', cwd=tmp_path).splitlines()
+    (line,) = [line for line in report if line.startswith('mmpatch: ')]
+    assert Path(line.split(' at ')[1]).is_relative_to(python.parents[1])
+    assert run(command, 'train', '--help', cwd=tmp_path).startswith('usage: mmpatch train [-h]')
+
+
 @pytest.mark.parametrize('tool', ['mmpatch', 'mmdet'])
 def test_outside_project_inherits_and_trains(python, toy, tmp_path, tool):
     """``mmpatch::`` with mmpatch's train.py; ``config_path`` with mmdet's, unchanged."""

@@ -5,6 +5,7 @@ Most heads of mmdet and mmseg, deformable attention and convolutions among them,
 :mod:`mmpatch.compat.stand_in` has.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -43,3 +44,11 @@ def install() -> None:
     """Put the finder before all others, once."""
     if not any(isinstance(finder, StandInFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, StandInFinder())
+
+
+def describe() -> str:
+    """Say whose ops ``mmcv._ext`` has here, and which, if they are the stand-in's."""
+    found = importlib.import_module(NAME)
+    if found.__file__ != str(STAND_IN):
+        return f'compiled, {found.__file__}'
+    return f'torch and torchvision stand in for {", ".join(found.list_ops())}'

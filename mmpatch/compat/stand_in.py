@@ -158,9 +158,13 @@ def sigmoid_focal_loss_backward(
         grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
 
 
+def list_ops() -> list[str]:
+    """Names of the ops that this module stands in for."""
+    return [*dict.fromkeys(re.split('_(?:for|back)ward', name)[0] for name in __all__)]
+
+
 def _unsupported(op: str) -> NotImplementedError:
-    names = dict.fromkeys(re.split('_(?:for|back)ward', name)[0] for name in __all__)
     return NotImplementedError(
-        f'mmcv op {op} needs compiled mmcv; mmpatch stands in only for {", ".join(names)}. '
+        f'mmcv op {op} needs compiled mmcv; mmpatch stands in only for {", ".join(list_ops())}. '
         f'To install it: {INSTALL_COMMAND}'
     )
