@@ -21,7 +21,7 @@ from mmengine.registry import init_default_scope
 
 import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
 from mmpatch.engine import check_model
-from mmpatch.engine.tool import build_model
+from mmpatch.engine.build import build_model
 from mmpatch.registry import MODELS
 
 from support import ROOT, child_environment, run_in_fork

@@ -8,7 +8,7 @@ from mmengine.infer import BaseInferencer
 from mmengine.registry import DefaultScope
 
 import mmpatch
-from mmpatch.engine.tool import build_model
+from mmpatch.engine.build import build_model
 
 pytestmark = pytest.mark.hosts
 DETECTOR = 'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
