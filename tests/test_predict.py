@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import sys
 import weakref
 
 import cv2
@@ -100,7 +101,6 @@ def scatter(width, height, largest, count=400, seed=0):
     """Spots of random sizes and colours that do not touch each other, some at the borders."""
     rng = np.random.default_rng(seed)
     picture, taken = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
-    scores = iter(rng.permutation(np.arange(100, 255)).tolist() * 3)
     for _ in range(count):
         w, h = rng.integers(3, largest + 1, 2)
         x, y = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
@@ -110,7 +110,7 @@ def scatter(width, height, largest, count=400, seed=0):
             spot = np.ones((h, w), np.uint8)
             spot[: h // 3, : w // 3] = rng.integers(0, 2)  # some lack a corner
             spot[h // 3 :, 0] = spot[0, w // 3 :] = spot[-1] = spot[:, -1] = 1
-            colour = (255, next(scores), rng.integers(0, 3))
+            colour = (255, rng.integers(100, 255), rng.integers(0, 3))
             picture[y : y + h, x : x + w] = spot[..., None] * np.array(colour)
     return picture
 
@@ -306,6 +306,24 @@ def test_no_picture_stays_in_memory(reader, tmp_path, monkeypatch):
     assert mmpatch.predict(None, reader, tmp_path, out=tmp_path / 'out').count == len(alive) == 4
 
 
+def test_an_interrupted_run_leaves_whole_files(reader, tmp_path, monkeypatch, capsys):
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), scatter(60, 50, 10, count=5, seed=i))
+    draw, drawn = Predictor.draw, []
+
+    def draw_one(self, picture, found):
+        if drawn:
+            raise KeyboardInterrupt
+        drawn.append(draw(self, picture, found))
+        return drawn[0]
+
+    monkeypatch.setattr(Predictor, 'draw', draw_one)
+    with pytest.raises(SystemExit, match=f'interrupted; .* {tmp_path / "out"}'):
+        call_tool(monkeypatch, TOOL, reader, tmp_path, '--out', tmp_path / 'out')
+    assert len(json.loads((tmp_path / 'out/predictions.json').read_text())['predictions']) == 1
+    assert cv2.imread(str(tmp_path / 'out/pictures/0.jpg')).shape == (50, 60, 3)
+
+
 def test_configs_by_path_and_by_name(trained, tmp_path):
     files = write_pictures(tmp_path / 'in') / 'colour.JPG'
     options = {'model.backbone.depths': (1, 1, 1, 1), 'model.bbox_head.num_classes': 3}
@@ -347,6 +365,12 @@ def wrong(trained, tmp_path_factory):
     cv2.imwrite(str(folder / 'photo.png'), np.zeros((64, 64, 3), np.uint8))
     (folder / 'empty').mkdir()
     return folder
+
+
+def test_a_host_that_is_not_installed(trained, wrong, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmseg', None)
+    with pytest.raises(ImportError, match=r'^mmseg: .*; pip install mmpatch\[seg\]$'):
+        mmpatch.predict(None, trained['segmentor'], wrong / 'photo.png')
 
 
 MISTAKES = {

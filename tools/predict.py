@@ -51,6 +51,8 @@ def main() -> None:
         written = mmpatch.predict(*files, progress=True, **args)
     except (ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         sys.exit(f'error: {" ".join(str(error).split())}')
+    except KeyboardInterrupt:
+        sys.exit(f'interrupted; what was predicted is in {args["out"]}')
     print(f'predictions of {written.count} pictures: {written.file}')
     if written.failed:
         sys.exit('\n'.join([f'{len(written.failed)} could not be predicted:', *written.failed]))

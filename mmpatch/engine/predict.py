@@ -26,8 +26,8 @@ PICTURES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.tif', '.tiff', '.
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
 #: Longest side of a drawn picture, in pixels; for larger ones the hosts need gigabytes.
 MAX_DRAWN = 1600
-#: Objects that are drawn at a time, since the host holds a mask of each.
-DRAWN_AT_ONCE = 50
+#: Most objects that are drawn, the best; the host holds a mask of each.
+MAX_OBJECTS = 200
 
 
 def predict(
@@ -253,7 +253,8 @@ class Predictor:
     def draw(self, picture: np.ndarray, found: dict[str, Any]) -> np.ndarray:
         """Draw what was found over a picture (H, W, 3), in blue, green and red, as the host does.
 
-        Pictures with a side of more than :data:`MAX_DRAWN` pixels are shrunk to it.
+        Pictures with a side of more than :data:`MAX_DRAWN` pixels are shrunk to it, and no more
+        than :data:`MAX_OBJECTS` are drawn.
         """
         scale = min(1.0, MAX_DRAWN / max(picture.shape[:2]))
         size = tuple(max(1, round(n * scale)) for n in picture.shape[1::-1])
@@ -271,24 +272,20 @@ class Predictor:
         from mmdet.structures import DetDataSample
         from pycocotools import mask as coco
 
-        # the best last, on top of the others
-        for start in reversed(range(0, len(found['boxes']), DRAWN_AT_ONCE)):
-            part = np.s_[start : start + DRAWN_AT_ONCE]
-            objects = InstanceData(
-                bboxes=torch.tensor(found['boxes'][part]) * scale,
-                scores=torch.tensor(found['scores'][part]),
-                labels=torch.tensor(found['labels'][part]),
-            )
-            if 'masks' in found:
-                decoded = (coco.decode(code) for code in found['masks'][part])
-                objects.masks = np.stack(
-                    [cv2.resize(mask, size, None, 0, 0, 0) for mask in decoded]
-                )
-            sample = DetDataSample(pred_instances=objects)
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # of boxes that end where the picture does
-                picture = draw([picture], [sample], pred_score_thr=-1)[0]
-        return picture[..., ::-1]
+        # in one go, because each pass of the host moves some rows of the picture by a pixel
+        best = np.s_[:MAX_OBJECTS]
+        objects = InstanceData(
+            bboxes=torch.tensor(found['boxes'][best]).reshape(-1, 4) * scale,
+            scores=torch.tensor(found['scores'][best]),
+            labels=torch.tensor(found['labels'][best], dtype=torch.int64),
+        )
+        if found.get('masks'):
+            decoded = (coco.decode(code) for code in found['masks'][best])
+            objects.masks = np.stack([cv2.resize(mask, size, None, 0, 0, 0) for mask in decoded])
+        sample = DetDataSample(pred_instances=objects)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of boxes that end where the picture does
+            return draw([picture], [sample], pred_score_thr=-1)[0][..., ::-1]
 
 
 def _check_picture(file: Path) -> None:
