@@ -41,10 +41,10 @@ def export(model: Any, file: Any, **settings: Any) -> dict[str, Any]:
 
 
 def predict(config: Any, checkpoint: Any, inputs: Any, **settings: Any) -> Any:
-    """Predict on pictures and videos: see :func:`mmpatch.engine.predict.predict`."""
-    from mmpatch.engine import predict as predicting
+    """Predict on pictures and videos: see :func:`mmpatch.inference.predict.predict`."""
+    from mmpatch import inference
 
-    return predicting.predict(config, checkpoint, inputs, **settings)
+    return inference.predict(config, checkpoint, inputs, **settings)
 
 
 def list_models(filter: str = '') -> list[str]:

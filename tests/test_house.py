@@ -45,11 +45,12 @@ ORDER = (
     ('backbones',),
     ('necks', 'heads'),
     ('deployment', 'engine'),
+    ('inference', 'command', '__main__'),
 )
 #: Packages that only the named parts may import.
 OWNERS = {
     'timm': {'layers', 'backbones'},
-    'mmcv': {'backbones', 'necks', 'compat'},
+    'mmcv': {'backbones', 'necks', 'compat', 'inference'},
     'matplotlib': set(),
     'torchvision': {'compat', 'deployment'},
 }
@@ -102,8 +103,9 @@ def test_import_stays_light(module):
 
 def test_the_package_stays_small():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
-    # 4400 for blocks and families, 350 for the papers' variants, 1500 for exports
-    assert sum(lines.values()) < 7100
+    # 4400 for blocks and families, 350 for the papers' variants, 1500 for exports, 800 for other
+    # heads, networks and files, 850 for predictions, 700 for checks of data and settings
+    assert sum(lines.values()) < 9600
     assert max(lines.values()) < 360  # the base class, most of it the docstring of its arguments
     assert lines[PACKAGE / 'deployment/fold.py'] <= 250
     names = [file.relative_to(PACKAGE).as_posix() for file in FILES]

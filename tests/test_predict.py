@@ -16,8 +16,8 @@ from torch import nn
 
 import mmpatch
 from mmpatch.engine.build import build_model
-from mmpatch.engine.predict import Predictor
-from mmpatch.engine.results import Shot, Writer
+from mmpatch.inference.predict import Predictor
+from mmpatch.inference.results import Shot, Writer
 
 from support import call_tool, relative_error
 

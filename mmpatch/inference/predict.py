@@ -18,9 +18,9 @@ from mmengine.structures import InstanceData, PixelData
 from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
 
-from mmpatch.engine.results import Shot, Writer, Written
-from mmpatch.engine.slices import Grid, suppress
-from mmpatch.engine.trained import File, describe, load_inferencer
+from mmpatch.inference.results import Shot, Writer, Written
+from mmpatch.inference.slices import Grid, suppress
+from mmpatch.inference.trained import File, describe, load_inferencer
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.tif', '.tiff', '.webp')  # of mmdet
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')

@@ -17,8 +17,8 @@ from mmpatch.checkpoint.load import read_checkpoint
 from mmpatch.engine.build import build_model
 from mmpatch.engine.data import find_datasets
 from mmpatch.engine.model import check_model
-from mmpatch.engine.stored import check_types, read_stored_config
 from mmpatch.engine.tool import import_host
+from mmpatch.inference.stored import check_types, read_stored_config
 
 #: Of a path, as ``open`` takes it.
 File = str | os.PathLike[str]
@@ -48,7 +48,7 @@ def load_inferencer(
 ) -> Any:
     """Load a checkpoint strictly into its model, and make the host's inferencer of it.
 
-    The arguments and errors are those of :class:`mmpatch.engine.predict.Predictor`.
+    The arguments and errors are those of :class:`mmpatch.inference.predict.Predictor`.
 
     Returns:
         A ``DetInferencer`` or ``MMSegInferencer``. ``model.dataset_meta`` has the names and the
