@@ -107,17 +107,21 @@ class ContextAggregation(nn.Module):
 
     def affinity(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, N); with a static convolution every channel is a head."""
-        *queries_keys, values = self._split(x)
+        values = self._split(x)[-1]
         if not self.dynamic:
             return self.static.affinity(values)
-        q, k = (to_tokens(part, self.num_heads, self.token_rows) for part in queries_keys)
-        dynamic = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        dynamic = self.dynamic_affinity(x)
         if self.static is None:
             return dynamic
         static = self.static.affinity(values)
         alpha, beta = self.gate_weights()
         dynamic = dynamic.repeat_interleave(static.shape[1] // self.num_heads, 1)
         return alpha * dynamic + beta * static
+
+    def dynamic_affinity(self, x: Tensor) -> Tensor:
+        """A(X) alone, without alpha: (B, C, H, W) -> (B, num_heads, N, N), rows of sum 1."""
+        q, k = (to_tokens(x, self.num_heads, self.token_rows) for x in self._split(x)[:2])
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
     def values(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, N, C / heads), heads as in the affinity."""

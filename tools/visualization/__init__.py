@@ -1,0 +1,1 @@
+"""Views of tools/visualize.py, one file each."""
