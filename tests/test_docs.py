@@ -57,6 +57,8 @@ NOT_RUN = {
     'python tools/reproduce.py retinanet': 'needs a released model; test_reproduce makes its own',
     'python tools/convert_checkpoint.py model_final': 'needs a released file; test_whole makes one',
     'python tools/test.py configs/vit': 'needs that file',
+    'python tools/visualize.py weights mmpatch': 'needs a released file; test_visualize draws',
+    'python -m mmpatch run mmseg': 'needs a trained segmentor; test_comfort runs it',
 }
 #: What the tools import, so that their processes start with it.
 PRELOADED = ['mmpatch.backbones', 'mmpatch.deployment']
@@ -101,7 +103,9 @@ def workspace(toy, tmp_path_factory):
     shutil.copytree(toy, folder / 'data/toy')
     (folder / 'data/coco').symlink_to(toy / 'coco')
     (folder / 'data/ade/ADEChallengeData2016').symlink_to(toy / 'ade')
-    shutil.copy(next((toy / 'coco/val2017').glob('*.jpg')), folder / 'photo.jpg')
+    (folder / 'photos').mkdir()
+    for name in ('photo.jpg', 'photos/a.jpg'):
+        shutil.copy(next((toy / 'coco/val2017').glob('*.jpg')), folder / name)
     return folder
 
 
@@ -163,7 +167,8 @@ def list_commands(text):
     """Commands of a block, each on one line."""
     lines = text.replace('\\\n', ' ').splitlines()
     lines = (re.sub(r'\s+', ' ', line.split(' #')[0]).strip() for line in lines)
-    return [line.removeprefix('.venv/bin/') for line in lines if line and line[0] != '#']
+    lines = (line.removeprefix('.venv/bin/') for line in lines if line and line[0] != '#')
+    return [f'python -m {line}' if line.startswith('mmpatch ') else line for line in lines]
 
 
 def is_run(command):
