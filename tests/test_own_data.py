@@ -5,6 +5,8 @@ import runpy
 
 import pytest
 
+import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
+
 from support import ROOT, fork_tool
 
 pytestmark = pytest.mark.hosts
