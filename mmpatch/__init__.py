@@ -19,6 +19,7 @@ __all__ = [
     'list_models',
     'list_weights',
     'predict',
+    'save_pretrained',
 ]
 
 _CONFIGS = Path(__file__).parent / '.mim' / 'configs'
@@ -82,6 +83,13 @@ def list_configs(filter: str = '') -> list[str]:
     """
     names = (path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob('*.py'))
     return _match((name for name in names if not name.startswith('_base_/')), filter)
+
+
+def save_pretrained(model: Any, folder: Any) -> None:
+    """Write a backbone as a folder: see :func:`mmpatch.checkpoint.save.save_pretrained`."""
+    from mmpatch.checkpoint import save
+
+    save.save_pretrained(model, folder)
 
 
 def _match(names: Iterable[str], filter: str) -> list[str]:

@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         one.add_argument('network', metavar='NETWORK', help='config, or name of a backbone')
         one.add_argument('photo', nargs='?', metavar='PHOTO', help='file (a generated picture)')
-        one.add_argument('--checkpoint', help='mmpatch://NAME, URL or path (random)')
+        one.add_argument('--checkpoint', help='mmpatch://NAME, hf-hub:ORG/NAME, URL or path')
         one.add_argument('--out', type=Path, default=Path('pictures'), help='folder (pictures)')
         one.add_argument(
             '--size', type=int, default=224, help='shorter side of the picture in pixels (224)'

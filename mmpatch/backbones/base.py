@@ -1,5 +1,6 @@
 """What all backbones share: weights that load strictly, and frozen parts."""
 
+from inspect import signature
 from typing import Any
 
 from mmengine.model import BaseModule
@@ -13,9 +14,18 @@ class Backbone(BaseModule):
 
     Attributes:
         norm_eval: Whether batch norms keep their statistics in training.
+        settings: Arguments that it was made with, by name.
     """
 
     norm_eval: bool
+    settings: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Keep the arguments."""
+        model = super().__new__(cls)
+        names = list(signature(cls).parameters)
+        model.__dict__['settings'] = {**dict(zip(names, args, strict=False)), **kwargs}
+        return model
 
     def init_weights(self) -> None:
         """Load the files that ``init_cfg`` names strictly; any other ``init_cfg`` is MMEngine's."""

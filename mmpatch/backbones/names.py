@@ -11,9 +11,8 @@ import torch
 from mmpatch.backbones.timm_backbone import SCHEME as TIMM_SCHEME
 from mmpatch.checkpoint import list_families
 from mmpatch.checkpoint.published import SCHEME, find_published
+from mmpatch.checkpoint.save import CONFIG_FILE
 
-#: File beside the weights of :func:`mmpatch.save_pretrained` that says what they fit.
-CONFIG_FILE = 'config.json'
 #: More features than this are the blocks of an isotropic network, of which four are tapped.
 MOST_STAGES = 8
 

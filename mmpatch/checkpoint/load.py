@@ -21,7 +21,7 @@ from mmpatch.checkpoint.match import (
     match_tensors,
 )
 from mmpatch.checkpoint.published import SCHEME, find_published, list_families, list_published
-from mmpatch.compat.safe_load import download
+from mmpatch.compat.safe_load import HUB_FILES, download
 from mmpatch.compat.weight_files import read_weights
 
 #: Entries of a file that hold its state dict, the one to take first.
@@ -46,7 +46,8 @@ def load_pretrained(
 
     Args:
         model: A :class:`mmpatch.backbones.MetaFormer`.
-        checkpoint: ``mmpatch://NAME`` (see :data:`PUBLISHED`), a URL, or a path.
+        checkpoint: ``mmpatch://NAME`` (see :data:`PUBLISHED`), ``hf-hub:ORG/NAME``, a URL, a path,
+            or a folder with a ``model.safetensors``.
         prefix: Prefix of the backbone's keys, if not ``backbone.``. The name of an
             entry chooses it: ``model_ema.`` takes the moving average although there is a ``model``.
         adapt_input: Whether to fit the stem to other input channels: one channel gets the sum over
@@ -113,6 +114,8 @@ def read_checkpoint(source: str) -> Any:
     if source.startswith(SCHEME):
         entry = find_published(source)
         return read_weights(download(entry.url, sha256=entry.sha256))
+    if (weights := Path(source).expanduser() / HUB_FILES[0]).is_file():
+        return read_weights(weights)
     if not Path(source).expanduser().exists() and source in list_published():
         raise FileNotFoundError(f'checkpoint {source} does not exist; write {SCHEME}{source}')
     return CheckpointLoader.load_checkpoint(source, 'cpu')

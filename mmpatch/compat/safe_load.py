@@ -24,6 +24,9 @@ from numpy._core import multiarray
 
 from mmpatch.compat.weight_files import read_weights
 
+HUB_SCHEME = 'hf-hub:'
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+
 
 def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs the name's end
     """Read a file: :func:`read_weights` as MMEngine's ``CheckpointLoader`` calls it."""
@@ -78,6 +81,46 @@ def download(
     return path
 
 
+def load_from_hub(filename: str, map_location: Any = None) -> Any:
+    """:func:`find_on_hub`, then :func:`read_weights`."""
+    return read_weights(find_on_hub(filename), map_location)
+
+
+def find_on_hub(name: str) -> Path:
+    """Download the weights of ``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION``, once.
+
+    The file is ``model.safetensors`` or, without one, ``pytorch_model.bin``.
+
+    Raises:
+        ImportError: If huggingface_hub is not installed.
+        OSError: If there is no such file, or it cannot be downloaded.
+    """
+    found = (_ask_hub(name, file) for file in HUB_FILES)
+    path = next((path for path in found if path), None)
+    if path is None:
+        raise FileNotFoundError(f'{name} has none of the files {", ".join(HUB_FILES)}')
+    return path
+
+
+def _ask_hub(name: str, file: str) -> Path | None:
+    """One file of a repository; None if it has no such file."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ImportError(f'{name}: {error}; pip install huggingface_hub') from error
+    repository, _, revision = name.removeprefix(HUB_SCHEME).partition('@')
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision or None))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        # offline, a file that is not in the cache is missing, too
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        reason = ' '.join(str(error).split())[:200]
+        remedy = 'fetch it elsewhere and give the path of the file'
+        raise OSError(f'{name} cannot be downloaded ({reason}); {remedy}') from error
+
+
 def cached_name(url: str) -> str:
     """Name of the file in the folder of downloads.
 
@@ -108,6 +151,7 @@ def install() -> str:
     torch.serialization.add_safe_globals([methods, *functions, *types])
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+    CheckpointLoader.register_scheme(HUB_SCHEME, load_from_hub, force=True)
     # For torchvision://, open-mmlab:// and mmcls://, which look up a URL and call this function.
     # The other schemes call torch.load without arguments: weights_only is torch's own default.
     mmengine_checkpoint.load_from_http = load_from_http
