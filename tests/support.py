@@ -131,4 +131,7 @@ def run_in_fork(words, folder, log, cache):
     else:
         sys.argv = words
         sys.path.insert(0, str(Path(words[0]).resolve().parent))
-        runpy.run_path(words[0], run_name='__main__')
+        run, name = runpy.run_path, words[0]
+        if name == '-m':
+            run, name, sys.argv = runpy.run_module, words[1], words[1:]
+        run(name, run_name='__main__')

@@ -111,9 +111,13 @@ def workspace(toy, tmp_path_factory):
 
 def save_detector(config, file):
     """A checkpoint of a detector with random weights, as training would write it."""
+    from mmdet.datasets import CocoDataset
+
     cfg = Config.fromfile(config)
     model = build_model(cfg)
-    torch.save({'state_dict': model.state_dict(), 'meta': {'cfg': cfg.pretty_text}}, file)
+    classes = CocoDataset.METAINFO['classes']
+    meta = {'cfg': cfg.pretty_text, 'dataset_meta': {'classes': classes}}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, file)
 
 
 @pytest.fixture(scope='module')

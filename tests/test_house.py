@@ -45,7 +45,8 @@ ORDER = (
     ('backbones',),
     ('necks', 'heads'),
     ('deployment', 'engine'),
-    ('inference', 'command', '__main__'),
+    ('inference', 'command'),
+    ('__main__',),
 )
 #: Packages that only the named parts may import.
 OWNERS = {
@@ -117,7 +118,8 @@ def test_readme_is_short_and_lists_every_family():
 
     readme = (ROOT / 'README.md').read_text()
     assert len(readme.splitlines()) <= 90
-    for family in list_families():
+    own = [f for f in list_families() if f.__module__.startswith('mmpatch.')]  # not of a test
+    for family in own:
         assert f'`mmpatch.{family.__name__}`' in readme
         assert f'`{next(iter(family.ARCHS))}`' in readme
         assert (ROOT / 'configs' / family.__module__.split('.')[-1]).is_dir() or 'vit' in readme

@@ -13,7 +13,7 @@ from mmengine.runner import load_checkpoint
 
 import mmpatch
 from mmpatch.backbones import PoolFormer
-from mmpatch.engine.tool import build_network, read_network
+from mmpatch.engine.build import build_network, read_network
 
 from support import pretrained
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from mmengine.config import DictAction
 
+from mmpatch.engine.errors import report_errors
+
 from visualization import affinity, cam, erf, features, picture, weights
 from visualization.subject import Subject, load_subject, read_photo
 
@@ -69,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         if view == 'erf':
             one.add_argument('--noise', type=int, default=0, metavar='N', help='pictures of noise')
         if view == 'cam':
-            one.add_argument('--class', dest='label', required=True, help='name or number')
+            one.add_argument('--class', dest='label', help='name or number (the best)')
     return parser
 
 
@@ -95,6 +97,7 @@ def draw(args: argparse.Namespace, subject: Subject) -> Any:
         yield from weights.draw(subject, photo)
 
 
+@report_errors()
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()

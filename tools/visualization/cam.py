@@ -45,8 +45,10 @@ def let_all_through(cfg: Any) -> None:
             part.score_thr = 0.0
 
 
-def find_score(model: Any, x: Tensor, number: int) -> tuple[Tensor, Any]:
-    """Score of a class, and where it is: the best box, or the map of its logits.
+def find_score(model: Any, x: Tensor, number: int | None) -> tuple[Tensor, Any, int]:
+    """Score of a class, where it is (the best box, or the map of its logits), and its number.
+
+    Without a number, the class of the best box, or the one of most pixels, is taken.
 
     Raises:
         SystemExit: If a detector finds no box of the class.
@@ -55,8 +57,10 @@ def find_score(model: Any, x: Tensor, number: int) -> tuple[Tensor, Any]:
     meta = {'batch_input_shape': size, 'img_shape': size, 'pad_shape': size, 'ori_shape': size}
     meta['scale_factor'] = 1.0, 1.0
     if hasattr(model, 'decode_head'):
-        logits = model.encode_decode(x, [meta])[0, number]
-        return logits.mean(), logits
+        logits = model.encode_decode(x, [meta])[0]
+        if number is None:
+            number = int(logits.argmax(0).flatten().bincount().argmax())
+        return logits[number].mean(), logits[number], number
     from mmdet.models.dense_heads import base_dense_head
     from mmdet.structures import DetDataSample
 
@@ -66,16 +70,16 @@ def find_score(model: Any, x: Tensor, number: int) -> tuple[Tensor, Any]:
 
     with patch.object(base_dense_head, 'select_single_mlvl', select):
         found = model.predict(x, [DetDataSample(metainfo=meta)], rescale=False)[0].pred_instances
-    of_class = found[found.labels == number]
+    of_class = found if number is None else found[found.labels == number]
     if not len(of_class):
         seen = sorted({int(i) for i in found.labels})
         sys.exit(f'error: no box of class {number}; there are boxes of the classes {seen}')
     best = int(of_class.scores.argmax())
-    return of_class.scores[best], of_class.bboxes[best]
+    return of_class.scores[best], of_class.bboxes[best], int(of_class.labels[best])
 
 
-def explain(model: Any, x: Tensor, number: int) -> tuple[list[Tensor], float, Any]:
-    """Compute a map for each output of the backbone, the score, and where the class is."""
+def explain(model: Any, x: Tensor, number: int | None) -> tuple[list[Tensor], float, Any, int]:
+    """Compute a map for each output of the backbone; score, place and number of the class."""
     kept: list[Tensor] = []
 
     def keep(module: Any, args: Any, out: Any) -> tuple[Tensor, ...]:
@@ -85,7 +89,7 @@ def explain(model: Any, x: Tensor, number: int) -> tuple[list[Tensor], float, An
     hook = model.backbone.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            score, where = find_score(model, x.requires_grad_(), number)
+            score, where, number = find_score(model, x.requires_grad_(), number)
             if not score.requires_grad:
                 sys.exit(f'error: {type(model).__name__} cuts its scores off from the backbone')
             gradients = torch.autograd.grad(score, kept, allow_unused=True)
@@ -95,16 +99,16 @@ def explain(model: Any, x: Tensor, number: int) -> tuple[list[Tensor], float, An
         torch.zeros(a.shape[2:]) if g is None else weigh(a[0].detach(), g[0])
         for a, g in zip(kept, gradients, strict=True)
     ]
-    return maps, score.item(), where.detach()
+    return maps, score.item(), where.detach(), number
 
 
-def draw(subject: Subject, photo: np.ndarray, name: str) -> Any:
+def draw(subject: Subject, photo: np.ndarray, name: str | None) -> Any:
     """The photograph with the best box or the logits, then a panel for each output."""
     if not hasattr(subject.model, 'backbone'):
         sys.exit(f'error: {subject.name} is a backbone without classes; give a config')
     classes = find_classes(subject.cfg)
-    number = find_class(name, classes)
-    maps, score, where = explain(subject.model, subject.prepare(photo), number)
+    chosen = None if name is None else find_class(name, classes)
+    maps, score, where, number = explain(subject.model, subject.prepare(photo), chosen)
     label = classes[number] if classes else f'class {number}'
     title = f'Grad-CAM of {label}: {subject.title}'
     aspect = photo.shape[0] / photo.shape[1]

@@ -18,7 +18,7 @@ from mmpatch.backbones import TimmBackbone
 from mmpatch.backbones.base import Backbone
 from mmpatch.checkpoint import load_whole
 from mmpatch.checkpoint.published import IMAGENET_STATS, SCHEME, find_published
-from mmpatch.engine.tool import build_network, read_network
+from mmpatch.engine.build import build_network, read_network
 
 #: Sides of pictures are multiples of this.
 MULTIPLE = 32
