@@ -221,10 +221,10 @@ def shrink_config(family: str, arch: str, task: str, data: Path, iterations: int
     preprocessor = cfg.model.data_preprocessor
     if 'pad_size_divisor' in preprocessor:
         preprocessor.pad_size_divisor = min(preprocessor.pad_size_divisor, 64)
-    with torch.device('meta'), MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+    with torch.no_grad(), MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
         backbone = registry.build(cfg.model.backbone)
         backbone.eval()  # returns nothing in mmdet's ResNet
-        channels = [x.shape[1] for x in backbone(torch.empty(1, 3, 128, 128))]
+        channels = [x.shape[1] for x in backbone(torch.zeros(1, 3, 128, 128))]
     if task == 'mask2former':
         cfg.model.panoptic_head.in_channels = channels
     for neck in as_list(cfg.model.get('neck') or []):
