@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +89,7 @@ def _run_script(folder, script, *arguments):
         sys.path.insert(0, os.path.dirname(script))
         for handler in MMLogger.get_current_instance().handlers:
             handler.setStream(sys.stdout)
+        Visualizer._instance_dict.clear()  # that of another host, from an earlier test
         runpy.run_path(script, run_name='__main__')
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -130,6 +130,9 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize('text', name_blocks('python'))
 def test_python_block(text, workspace, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
+    MODELS.import_from_location()
+    # what a block registers is gone after it
+    monkeypatch.setattr(MODELS, '_module_dict', dict(MODELS.module_dict))
     if re.match(r'_base_ =|model =|backbone =|optim_wrapper =|custom_imports =', text):
         check_config(text, tmp_path / 'config.py')
         return

@@ -13,8 +13,8 @@ from mmengine.registry import init_default_scope
 
 import mmpatch
 import mmpatch.checkpoint
-from mmpatch.engine import check_model, tool
-from mmpatch.engine.build import build_model
+from mmpatch.engine import check_model
+from mmpatch.engine.build import build_empty, build_model
 from mmpatch.engine.count import count as count_network
 from mmpatch.registry import MODELS
 
@@ -84,12 +84,12 @@ def test_parameters_of_whole_models(name):
 
 @pytest.mark.parametrize('name', BASELINES)
 def test_parameters_of_baselines(name):
-    learning = sum(p.numel() for p in build_empty(name).parameters() if p.requires_grad)
+    learning = sum(p.numel() for p in load_empty(name).parameters() if p.requires_grad)
     assert learning / 1e6 == pytest.approx(BASELINES[name], abs=0.06)
 
 
-def build_empty(name):
-    return tool.build_empty(load(name))
+def load_empty(name):
+    return build_empty(load(name))
 
 
 def count(part):
@@ -110,7 +110,7 @@ MASK_HEAD = 256 * 256 * 4 + 256 + 257 * 80  # behind its four convolutions
 def test_parameters_of_vitdet(arch, task):
     """As detectron2's configuration has it, added up from its layers."""
     name, dim, depth, head_dim = VITDET[arch]
-    model = build_empty(f'vit/{task}_vit-{name}_coco.py')
+    model = load_empty(f'vit/{task}_vit-{name}_coco.py')
     grid = 14 * 14
     block = 12 * dim * dim + 13 * dim  # qkv, proj, two MLP layers and two norms, with biases
     relative = head_dim * 2 * ((depth - 4) * 27 + 4 * 127)  # windows of 14, four maps of 64
@@ -157,12 +157,12 @@ def test_parameters_of_plain_vits(size, dim, published):
     rpn = CONV + 257 * (3 + 12)
     boxes = (256 * 49 + 1) * 1024 + 1025 * 1024 + 1025 * (81 + 320)
     mask = 4 * CONV + MASK_HEAD
-    detector = build_empty(f'vit/mask-rcnn_deit-{size}_tap-fpn_1x_coco.py')
+    detector = load_empty(f'vit/mask-rcnn_deit-{size}_tap-fpn_1x_coco.py')
     total = vit + scaling + fpn + rpn + boxes + mask
     assert count(detector) == total
     first, later = 256 * 128 * 9 + 256, 128 * 128 * 9 + 256  # with their batch norms
     semantic = 4 * first + 3 * later + 129 * 150
-    segmentor = build_empty(f'vit/fpn_deit-{size}_tap-fpn_8xb2-80k_ade20k-512x512.py')
+    segmentor = load_empty(f'vit/fpn_deit-{size}_tap-fpn_8xb2-80k_ade20k-512x512.py')
     assert count(segmentor) == vit + scaling + fpn + semantic
     millions = total / 1e6, (vit + scaling + fpn + semantic) / 1e6
     assert millions == pytest.approx(published, abs=0.06)
@@ -172,7 +172,7 @@ def test_parameters_of_upernet_are_those_of_mmseg():
     """But for the bias of the patch embedding, which mmseg leaves out."""
     from mmengine.hub import get_config
 
-    ours = build_empty('vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py')
+    ours = load_empty('vit/upernet_vit-b_mln_8xb2-80k_ade20k-512x512.py')
     name = 'mmseg::vit/vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512.py'
     theirs = build_model(get_config(name))
     assert count(ours) - count(theirs) == 768
@@ -417,7 +417,7 @@ def test_metafiles_and_readmes_tell_the_truth(family):
     assert f'configs/{family}/metafile.yml' in (ROOT / 'model-index.yml').read_text()
     for name, entry in models.items():
         cfg = load(name)
-        model = build_empty(name)
+        model = load_empty(name)
         size = (512, 512) if cfg.default_scope == 'mmseg' else (800, 1344)
         parameters = f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M'
         counts = count_network(model, size, with_heads=False)

@@ -205,6 +205,7 @@ SMCA = {
         'bbox_head.loss_cls.gamma': 2.0,
         'bbox_head.loss_cls.alpha': 0.25,
         'bbox_head.loss_cls.loss_weight': 2.0,
+        'bbox_head.sync_cls_avg_factor': True,
         'train_cfg.assigner.match_costs.0.weight': 2.0,
     },
 }
