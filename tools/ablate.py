@@ -4,9 +4,9 @@ python tools/ablate.py CONFIG --rows baseline identity depthwise
 python tools/ablate.py --list
 
 A row changes arguments of the backbone of CONFIG. All rows train from scratch with the same seed,
-with norms that learn and nothing frozen. The table and its picture are in the work dir after every
-row. The same command again continues: finished rows are kept, others resume from their last
-checkpoint.
+trainable norms and nothing frozen. The table and its picture are written to the work dir after
+every row. The same command continues an interrupted run: finished rows are kept, others resume from
+their last checkpoint.
 """
 
 import argparse

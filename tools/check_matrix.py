@@ -5,13 +5,13 @@
     python tools/check_matrix.py --by-heart
 
 Each cell is one of the project's configs with fewer blocks and channels. It trains for 60
-iterations on the CPU. Its loss must be finite and fall; it is evaluated and saved; the loaded copy
-must give the same maps. All cells take about half an hour on two cores. ``--archs`` trains those
-networks instead of the ones in the configs.
+iterations on the CPU. Its loss must be finite and fall. It is then evaluated and saved, and the
+loaded copy must give the same maps. All cells take about half an hour on two cores. ``--archs``
+trains the named networks instead of the ones in the configs.
 
-``--by-heart`` trains DETRs on eight pictures, without noise, until they know them: the box AP on
+``--by-heart`` trains DETRs on eight pictures, without noise, until they overfit: the box AP on
 these pictures must be at least 0.5. That shows that targets, matching and decoding fit each other,
-which falling losses do not. Each takes two to five minutes; without ``--families``, those of
+which falling losses do not show. Each takes two to five minutes. Without ``--families``, those of
 PoolFormer run.
 """
 

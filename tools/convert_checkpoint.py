@@ -3,7 +3,7 @@
 python tools/convert_checkpoint.py SRC DST
 
 SRC is a path, a URL or mmpatch://NAME. The family and its arch are inferred from the tensors. If
-that is impossible (windows, a variant of your own), name them: --backbone type=PoolFormer
+that is impossible (windows, a variant of your own), specify them: --backbone type=PoolFormer
 depths=2,2,2,2
 
 Released detectors and segmentors are converted whole, heads included, for the config of the same

@@ -2,9 +2,9 @@
 
     python tools/demo.py --seed 0
 
-takes about ten minutes on two CPU cores and writes ``summary.json``, ``predictions.png`` and
-``curves.png`` to ``work_dirs/demo``. Every step runs one of the project's tools; the first line of
-each log in that folder is its command.
+This takes about six minutes on two idle CPU cores and writes ``summary.json``, ``predictions.png``
+and ``curves.png`` to ``work_dirs/demo``. Every step runs one of the project's tools. The first line
+of each log in that folder is its command.
 """
 
 import argparse
@@ -284,7 +284,7 @@ def main() -> None:
     seed = parser.parse_args().seed
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    print(f'mmpatch demo, seed {seed}: about ten minutes on two CPU cores. Logs are in {OUT}.')
+    print(f'mmpatch demo, seed {seed}: about six minutes on two idle cores. Logs are in {OUT}.')
     phases = Phases(2 + 2 * len(TASKS))
     shutil.rmtree(DATA, ignore_errors=True)
     phases.run('draw data', ['tools/make_toy_data.py', '--out', str(DATA), '--seed', str(seed)])

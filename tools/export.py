@@ -3,9 +3,9 @@
     python tools/export.py CONFIG CHECKPOINT --to openvino
     python tools/export.py CONFIG CHECKPOINT --to onnx --part pyramid --dynamic batch
 
-Writes a whole detector or segmentor, its backbone with the neck (pyramid), or its backbone. The
-file is kept if the engine's outputs match torch's at three sizes. Without CHECKPOINT, the weights
-are initialised as the config says.
+The tool writes a whole detector or segmentor, its backbone with the neck (pyramid), or its
+backbone. The file is kept if the engine's outputs match torch's at three sizes. Without CHECKPOINT,
+the weights are initialised as the config says.
 """
 
 import shlex

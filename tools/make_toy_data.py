@@ -2,10 +2,11 @@
 
     python tools/make_toy_data.py --out data/toy --seed 0
 
-writes ``data/toy/coco`` (RetinaNet, Mask R-CNN, DETR) and ``data/toy/ade`` (Semantic FPN) in the
-layout, the file formats and the class names of COCO 2017 and ADE20K. The pictures are drawn:
-objects of five COCO classes on textured, cluttered ground, some hidden behind others; landscapes of
-eight ADE20K classes. A pixel depends on the seed, the split and the number of its picture alone.
+This writes ``data/toy/coco`` (RetinaNet, Mask R-CNN, DETR) and ``data/toy/ade`` (Semantic FPN) in
+the layout, the file formats and the class names of COCO 2017 and ADE20K. The pictures are drawn:
+objects of five COCO classes on textured, cluttered ground, some occluded by others, and landscapes
+of eight ADE20K classes. A pixel depends only on the seed, the split and the number of its
+picture.
 """
 
 import argparse

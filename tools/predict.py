@@ -3,10 +3,10 @@
     python tools/predict.py work_dirs/mine/epoch_12.pth photos --out found
     python tools/predict.py CONFIG CHECKPOINT aerial.png --slice 640 --overlap 0.2
 
-Takes a picture, a folder of pictures or a video. CONFIG is a path or the name of a config of
-mmpatch; without it, the config that the training saved in CHECKPOINT is used. Writes
+The input is a picture, a folder of pictures or a video. CONFIG is a path or the name of a config of
+mmpatch; without it, the config that the training saved in CHECKPOINT is used. The tool writes
 ``predictions.json``, ``pictures`` and, for segmentors, ``class_maps``. Files that cannot be read
-are named at the end, and the exit status is 1.
+are listed at the end, and the exit status is then 1.
 """
 
 import argparse

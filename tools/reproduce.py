@@ -4,10 +4,10 @@
     python tools/reproduce.py fpn_poolformer-s12_mmseg
     python tools/reproduce.py retinanet_poolformer-s12 --file FILE --data-root data/coco
 
-configs/released.yml says which files these are, which of our configs has the same network, and what
-was reported. Every tensor of the file must be one of the whole model, and the other way round. The
-config's test then runs on the data, and the exit status is 0 if each metric is within 0.1 (in
-percent, so 0.1 points of AP or mIoU) of what was reported, and 1 otherwise.
+configs/released.yml lists the files, the config of mmpatch with the same network, and the reported
+metrics. Every tensor of the file must be one of the whole model, and vice versa. With --data-root,
+the config's test then runs on the data. The exit status is 0 if each metric is within 0.1 points of
+AP or mIoU (in percent) of the reported one, and 1 otherwise.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 python tools/train.py configs/poolformer/retinanet_poolformer-s12_fpn_1x_coco.py
 torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
 
-The second line starts a process for each GPU; without a GPU, the processes share the CPU.
+The second line starts one process per GPU; without a GPU, the processes share the CPU.
 """
 
 import sys

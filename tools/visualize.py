@@ -4,8 +4,8 @@
     python tools/visualize.py features CONFIG photo.jpg --checkpoint FILE --out pictures
     python tools/visualize.py cam CONFIG photo.jpg --checkpoint FILE --class dog
 
-Writes PNGs. Without a photograph, a generated picture is taken; without a checkpoint, weights are
-random, as the titles say. NETWORK is a config of mmdet or mmseg, or a backbone: a name of
+The tool writes PNGs. Without a photograph, it generates a picture. Without a checkpoint, weights
+are random, and the titles say so. NETWORK is a config of mmdet or mmseg, or a backbone: a name of
 mmpatch.list_models(), timm://NAME, or mmpatch://NAME with its published weights.
 """
 
@@ -62,14 +62,20 @@ def make_parser() -> argparse.ArgumentParser:
                 *('--at',), nargs=2, type=float, default=(0.5, 0.5), metavar=('X', 'Y'),
                 help='place of the token, from 0 to 1: right and down (0.5 0.5)',
             )  # fmt: skip
-            one.add_argument('--class-token', action='store_true', help='look at it instead')
+            one.add_argument('--class-token', action='store_true', help='instead of the token --at')
             one.add_argument('--heads', type=int, default=4, help='most heads to show (4)')
             one.add_argument(
-                '--blocks', nargs='+', type=int, metavar='N', help='from 1 (last of each stage)'
+                '--blocks',
+                nargs='+',
+                type=int,
+                metavar='N',
+                help='blocks to show, counted from 1 (last of each stage)',
             )
             one.add_argument('--rollout', action='store_true', help='add rollout over the blocks')
         if view == 'erf':
-            one.add_argument('--noise', type=int, default=0, metavar='N', help='pictures of noise')
+            one.add_argument(
+                '--noise', type=int, default=0, metavar='N', help='use N noise pictures instead'
+            )
         if view == 'cam':
             one.add_argument('--class', dest='label', help='name or number (the best)')
     return parser
