@@ -340,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--iterations', type=int, help='of each training')
+    parser.add_argument('--iterations', type=int, help='iterations of each training')
     parser.add_argument(
         '--by-heart', action='store_true', help='learn eight pictures by heart, with DETRs only'
     )

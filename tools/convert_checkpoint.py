@@ -39,7 +39,7 @@ def main() -> None:
         action=DictAction,
         help='type=FAMILY and further arguments, instead of inferring them',
     )
-    parser.add_argument('--config', help='of a detector or segmentor, to convert the whole model')
+    parser.add_argument('--config', help='config, to convert a whole detector or segmentor')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, help='override its settings'
     )

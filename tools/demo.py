@@ -280,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the data and of the training')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the data and the training')
     seed = parser.parse_args().seed
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)

@@ -449,7 +449,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--out', type=Path, default=Path('data/toy'), help='folder to write')
-    parser.add_argument('--seed', type=int, default=0, help='of everything drawn')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all pictures')
     parser.add_argument('--train', type=int, default=480, help='pictures to train on, each set')
     parser.add_argument('--val', type=int, default=80, help='pictures to evaluate on, each set')
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Semantic FPN with a PoolFormer small enough for two CPU cores, on generated ADE20K data.
 
 ``make demo`` trains it. For your own data in ADE20K format, change ``data_root``, the image size
-and the schedule (docs/own-configs.md).
+and the schedule (docs/own-data.md).
 
     python tools/make_toy_data.py && python tools/train.py \
         configs/demo/fpn_poolformer-nano_toy-ade20k.py

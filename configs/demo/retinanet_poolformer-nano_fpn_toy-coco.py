@@ -1,7 +1,7 @@
 """RetinaNet with a PoolFormer small enough for two CPU cores, on generated COCO data.
 
 ``make demo`` trains it. For your own data in COCO format, change ``data_root``, the image size
-and the schedule (docs/own-configs.md).
+and the schedule (docs/own-data.md).
 
     python tools/make_toy_data.py && python tools/train.py \
         configs/demo/retinanet_poolformer-nano_fpn_toy-coco.py

@@ -4,14 +4,14 @@
     python tools/analysis/benchmark.py --table docs/benchmark.json --write docs/performance.md
 
 Each network runs in pairs of processes: one keeps freed memory, as mmpatch's tools do, and one
-leaves it to glibc, as a user of timm has it. All forms of both take turns, so that ratios of one
-run compare; times of different runs do not. The addresses of tensors differ between processes and
-move times by some percent, so medians are taken over several pairs; ``--pairs 1 --repeats 9`` is
-shorter. Forms are listed in ``networks.py``. Before the first turn the output of each is compared
-with that of timm's module, whose weights all have. Prints medians, page faults, errors and, for
-training, what autograd keeps; of OpenVINO's forms also what its layers take, with its own counters.
-Compiled forms need a C++ compiler, those in engines the extras ``[onnx]`` and ``[openvino]``.
-``--device cuda`` times on a GPU, where there is one heap only and no engine.
+leaves it to glibc, as a user of timm does. All forms of both take turns, so ratios within a run can
+be compared; times of different runs cannot. The addresses of tensors differ between processes and
+change times by some percent, so medians are taken over several pairs; ``--pairs 1 --repeats 9`` is
+shorter. Forms are listed in ``networks.py``. Before the first turn, the output of each is compared
+with that of timm's module, whose weights all forms have. The tool prints medians, page faults,
+errors and, for training, what autograd keeps. For OpenVINO it also prints the times of layers, from
+its own counters. Compiled forms need a C++ compiler, those in engines the extras ``[onnx]`` and
+``[openvino]``. ``--device cuda`` times on a GPU, with only one heap and without engines.
 """
 
 import argparse
@@ -179,8 +179,8 @@ def main() -> None:
     compiler = shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('c++')
     parser.add_argument('--networks', nargs='+', choices=CASES, default=list(CASES))
     parser.add_argument('--what', nargs='+', choices=USES, default=list(USES))
-    parser.add_argument('--pairs', type=int, default=3, help='of processes')
-    parser.add_argument('--repeats', type=int, default=3, help='of each form in a process')
+    parser.add_argument('--pairs', type=int, default=3, help='pairs of processes')
+    parser.add_argument('--repeats', type=int, default=3, help='turns of each form in a process')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument(

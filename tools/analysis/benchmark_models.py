@@ -3,11 +3,11 @@
     python tools/analysis/benchmark_models.py --out docs/benchmark_models.json
     python tools/analysis/benchmark_models.py --table docs/benchmark_models.json
 
-The detector is mmdet's, the same but for the backbone: PoolFormer-S12 of mmpatch; timm's; and, for
-orientation, PVT-Tiny and ResNet-18 of mmdet. For inference, backbone and neck of mmpatch's detector
-are also exported to OpenVINO, for images of any size. Times are taken in turns in one process that
-keeps freed memory, peaks in a process for each model and use. Weights are random, so predictions
-are few: what is timed is the network.
+The detector is mmdet's and differs only in the backbone: PoolFormer-S12 of mmpatch; timm's; and,
+for comparison, PVT-Tiny and ResNet-18 of mmdet. For inference, backbone and neck of mmpatch's
+detector are also exported to OpenVINO, for images of any size. Times are taken in turns in one
+process that keeps freed memory, peaks in one process per model and use. Weights are random, so
+there are few predictions: the network is what is timed.
 """
 
 import argparse
@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--repeats', type=int, default=9, help='of each model')
+    parser.add_argument('--repeats', type=int, default=9, help='turns of each model')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--out', type=Path, help='JSON file to write')
     parser.add_argument('--table', type=Path, help='take a JSON file, measure nothing')

@@ -2,8 +2,8 @@
 
     python tools/analysis/compare_configs.py --write docs/backbones.md
 
-Everything comes from files of the project: the metafiles that model-index.yml lists, the weights
-that the configs name, and docs/benchmark.json. Without --write the tables are printed.
+All data comes from files of the project: the metafiles that model-index.yml lists, the weights that
+the configs name, and docs/benchmark.json. Without --write, the tables are printed.
 """
 
 import argparse

@@ -3,14 +3,14 @@
     python tools/analysis/get_flops.py poolformer-s12 vit-small timm://resnet50
     python tools/analysis/get_flops.py CONFIG1 CONFIG2 --shape 800 1280 --out flops.csv
 
-Needs neither data nor weights. A multiply-add (MAC) is one of a convolution or a product of
-matrices, those of attention included: queries with keys, affinities with values, relative
+The tool needs neither data nor weights. It counts the multiply-adds (MACs) of convolutions and
+matrix products, those of attention included: queries with keys, affinities with values, relative
 positions. Norms, activations, pooling, interpolation, RoIAlign, the sampling of deformable
-attention and sums count nothing, as in published tables; "FLOPs" there mostly means MACs, too.
-Activations are the numbers that these convolutions and products put out. Two-stage detectors are
-counted with as many regions as test_cfg lets through: boxes of the first stage and masks of the
-last (in most configs 1000 and 100). The stem is all of a backbone that is in no stage; no
-classifier is counted.
+attention and sums are not counted, as in published tables, where "FLOPs" mostly means MACs.
+Activations are the numbers that these convolutions and products output. Two-stage detectors are
+counted with as many regions as test_cfg allows: boxes of the first stage and masks of the last (in
+most configs 1000 and 100). The stem is everything in a backbone outside its stages. Classifiers are
+not counted.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """What ``benchmark.py`` runs: networks of mmpatch and of timm with equal weights, in all forms.
 
 A form is a way to run a network: 'timm' is timm's module as it is made, 'channels_last' a copy in
-that memory format, 'compiled' is ``torch.compile``, 'bf16' behind torch's forms is autocast,
-'onnxruntime' and 'openvino' run a graph in a file: for inputs of this size or, where it is 'free',
-of any size. Ours is plain, compiled, 'deployed' (folded) or 'exported' (folded, in a file).
+that memory format, 'compiled' is ``torch.compile``, and 'bf16' after a form of torch is autocast.
+'onnxruntime' and 'openvino' run a graph in a file, for inputs of this size or, if 'free', of any
+size. mmpatch's networks are plain, compiled, 'deployed' (folded) or 'exported' (folded, in a file).
 CONTAINER, which timm lacks, has its 'plain' graph in a file.
 """
 
