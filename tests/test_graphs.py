@@ -231,6 +231,8 @@ def test_exported_pyramids(tmp_path, torch_seed):
     assert about['kind'] == 'pyramid' and about['input'] is None
     assert about['out_strides'] == [8, 16, 32, 64] and about['out_channels'] == [8] * 4
     assert graph.output_names == tuple(f'map{i}' for i in range(4))
+    small = make_graph(nn.Sequential(backbone, neck), input_size=(1, 3, 72, 88))
+    assert small.describe()['out_strides'] == [8, 16, 32, 64]  # maps of 5 and 3 rows, not of 4.5
     other = torch.randn(1, 3, 150, 210)
     for run in export(graph, torch.randn(2, 3, 135, 142), tmp_path, engines=()):
         assert measure_difference('pyramid', run(other), neck(backbone(other))) < 1e-4

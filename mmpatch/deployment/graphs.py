@@ -127,18 +127,28 @@ class Graph(nn.Module):
 
     def _measure_maps(self, model: nn.Module, size: Sequence[int]) -> None:
         """Count the maps and ask for their channels and strides, without computing them."""
-        network = copy.deepcopy(self.network)  # which may keep a fake tensor
+        network: Any = copy.deepcopy(self.network)  # which may keep a fake tensor
         like = next(network.parameters(), torch.empty(0))
+        strides: Any = getattr(model, 'out_strides', None)
+        known: dict[Any, int] = {}  # strides by sizes of maps
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            maps = network(torch.empty(*size, dtype=like.dtype, device=like.device))
+            x = torch.empty(*size, dtype=like.dtype, device=like.device)
+            maps = network(x)
+            if isinstance(model, nn.Sequential):
+                strides = getattr(model[-1], 'out_strides', None)
+                inner = getattr(model[0], 'out_strides', ())
+                shapes = [y.shape[2:] for y in network[0][0](x)] if inner else []
+                known = dict(zip(shapes, inner, strict=True))
         if not isinstance(maps, Sequence) or any(y.ndim != 4 for y in maps):
             raise ValueError(f'{type(model).__name__} does not give a tuple of maps (B, C, H, W)')
         if isinstance(model, nn.Sequential):
-            self.kind, model = 'pyramid', model[-1]
+            self.kind = 'pyramid'
         self.output_names = tuple(f'map{i}' for i in range(len(maps)))
         self.out_channels = [y.shape[1] for y in maps]
-        strides = getattr(model, 'out_strides', None) or [round(size[2] / y.shape[2]) for y in maps]
-        self.out_strides = list(strides)
+        for y in maps:  # a pyramid goes on by halves
+            stride = known.setdefault(y.shape[2:], round(size[2] / y.shape[2]))
+            known.setdefault(torch.Size(-(-n // 2) for n in y.shape[2:]), 2 * stride)
+        self.out_strides = list(strides or (known[y.shape[2:]] for y in maps))
 
 
 class SegmentorGraph(Graph):
