@@ -87,9 +87,8 @@ def _run_script(folder, script, *arguments):
         os.environ['MMPATCH_KEEP_HEAP'] = '0'
         sys.argv = [script, *arguments]
         sys.path.insert(0, os.path.dirname(script))
-        for handler in MMLogger.get_current_instance().handlers:
-            handler.setStream(sys.stdout)
-        Visualizer._instance_dict.clear()  # that of another host, from an earlier test
+        for kind in (MMLogger, Visualizer):  # those of earlier tests, of another level or host
+            kind._instance_dict.clear()
         runpy.run_path(script, run_name='__main__')
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
