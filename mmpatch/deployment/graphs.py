@@ -135,14 +135,13 @@ class Graph(nn.Module):
             x = torch.empty(*size, dtype=like.dtype, device=like.device)
             maps = network(x)
             if isinstance(model, nn.Sequential):
-                strides = getattr(model[-1], 'out_strides', None)
-                inner = getattr(model[0], 'out_strides', ())
-                shapes = [y.shape[2:] for y in network[0][0](x)] if inner else []
-                known = dict(zip(shapes, inner, strict=True))
+                self.kind, strides = 'pyramid', getattr(model[-1], 'out_strides', None)
+                inner = getattr(model[0], 'out_strides', None)
+                if inner and not strides:  # of a neck that does not tell its own
+                    shapes = (y.shape[2:] for y in network[0][0](x))
+                    known = dict(zip(shapes, inner, strict=True))
         if not isinstance(maps, Sequence) or any(y.ndim != 4 for y in maps):
             raise ValueError(f'{type(model).__name__} does not give a tuple of maps (B, C, H, W)')
-        if isinstance(model, nn.Sequential):
-            self.kind = 'pyramid'
         self.output_names = tuple(f'map{i}' for i in range(len(maps)))
         self.out_channels = [y.shape[1] for y in maps]
         for y in maps:  # a pyramid goes on by halves
