@@ -88,8 +88,8 @@ class TimmBackbone(Backbone):
                 f'timm {timm.__version__} has no network {model_name!r} (names have no hf-hub: or '
                 f'timm/ in front); near: {near}'
             )
-        for name in sorted(OWN.keys() & kwargs.keys()):
-            raise ValueError(f'TimmBackbone takes no {name}; use {OWN[name]}')
+        if own := sorted(OWN.keys() & kwargs.keys()):
+            raise ValueError(f'TimmBackbone takes no {own[0]}; use {OWN[own[0]]}')
         settings = {'in_chans': in_channels, **kwargs}
         self.model_name, self._settings = model_name, settings
         whole = self.make_classifier()
