@@ -102,12 +102,20 @@ def config_path(name: str) -> str:
     For tools that know nothing of mmpatch, ``_base_ = [__import__('mmpatch').config_path(NAME)]``
     inherits it; after ``import mmpatch``, ``_base_ = 'mmpatch::NAME'`` does.
 
+    Args:
+        name: One of :func:`list_configs` or of ``_base_``, with or without its folder, ``.py`` and
+            ``mmpatch::`` in front.
+
     Raises:
         ValueError: If there is no such config; the message names the nearest.
     """
-    path = _CONFIGS / name
-    if path.suffix != '.py' or not path.is_file():
-        near = ', '.join(get_close_matches(name, list_configs(), cutoff=0.4)) or 'none is similar'
-        lists = 'mmpatch.list_configs() lists all'
-        raise ValueError(f'mmpatch has no config {name!r}; nearest: {near}. {lists}')
-    return str(path)
+    stem = name.removeprefix('mmpatch::').removesuffix('.py')
+    if stem.startswith('_base_/') and (_CONFIGS / f'{stem}.py').is_file():
+        return str(_CONFIGS / f'{stem}.py')
+    configs = list_configs()
+    for known in configs:
+        if stem in (known.removesuffix('.py'), Path(known).stem):
+            return str(_CONFIGS / known)
+    near = ', '.join(get_close_matches(name, configs, cutoff=0.4)) or 'none is similar'
+    lists = 'mmpatch.list_configs() lists all'
+    raise ValueError(f'mmpatch has no config {name!r}; nearest: {near}. {lists}')

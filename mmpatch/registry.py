@@ -34,32 +34,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = _make_engine_registry(
 )
 
 
-class HostlessRegistry(registry.Registry):
-    """Registry that says why nothing of a host is found where mmpatch is the default scope."""
-
-    def get(self, key: str) -> Any:
-        """The type of a name.
-
-        Raises:
-            KeyError: If neither mmpatch nor MMEngine has it. MMEngine asks here only where mmpatch
-                is the default scope, as ``DetInferencer(..., scope='mmpatch')`` makes it.
-        """
-        found = super().get(key)
-        if found is None:
-            raise KeyError(
-                f'{key} is a type of a host, and with scope="mmpatch" no host is asked: leave '
-                'scope out, give mmpatch.config_path("FOLDER/NAME.py") as model and a file of your '
-                'own training as weights (mmpatch has no trained detectors or segmentors)'
-            )
-        return found
-
-
-#: Empty. Of what an inferencer builds, pipelines are the first whose types do not name their host.
-TRANSFORMS = HostlessRegistry(
-    'transform', parent=registry.TRANSFORMS, scope='mmpatch', locations=['mmpatch.engine']
-)
-
-
 def make_factory(spec: str | dict[str, Any] | Factory | None) -> Factory:
     """Turn what a config says of a layer into a callable that makes it.
 

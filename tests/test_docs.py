@@ -139,6 +139,7 @@ def test_python_block(text, workspace, checkpoint, tmp_path, monkeypatch):
     text = re.sub(
         r"config_path\('.*'\)", f"config_path('{DETECTOR.removeprefix('configs/')}')", text
     )
+    text = text.replace("'retinanet_poolformer-s12_fpn_1x_coco'", repr(Path(DETECTOR).stem))
     text = text.replace('CHECKPOINT', str(checkpoint)).replace('PHOTO', 'photo.jpg')
     with torch.no_grad():
         exec(compile(text, 'block', 'exec'), {'__name__': 'block'})

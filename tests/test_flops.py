@@ -96,11 +96,11 @@ def test_networks_of_timm_have_their_stages_or_quarters():
         ('poolformer-s13', '.*nearest: .*poolformer-s12'),
         ('PoolFormer:s13', '.*nearest: .*mmpatch.PoolFormer:s12'),
         ('mmpatch://deit-tini_in1k', '.*nearest: deit-tiny_in1k'),
-        ('poolformer/retinanet_poolformer.py', '.*nearest: poolformer/retinanet'),
+        ('retinanet_poolformer.py', '.*nearest: .*poolformer/retinanet'),
     ],
 )
 def test_unknown_networks_get_the_nearest_name(name, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         read_network(name)
     assert len(str(error.value)) < 400
 

@@ -210,7 +210,8 @@ MISTAKES = {
     'config that is not there': (
         None,
         ('train', 'none.py'),
-        'config none.py does not exist',
+        "there is no file none.py, and mmpatch has no config 'none.py'; nearest: none is similar. "
+        'mmpatch.list_configs() lists all',
     ),
     'missing base': (
         replace('retinanet.py', 'base.py'),
@@ -718,7 +719,7 @@ def test_only_mistakes_lose_their_traceback(monkeypatch):
     message = r"^error: PoolFormer has no arch 's13'; choose from"
     with pytest.raises(SystemExit, match=message), report_errors():
         PoolFormer('s13')
-    with pytest.raises(TypeError), report_errors():  # a fault in code of mmpatch
+    with pytest.raises(AttributeError), report_errors():  # a fault in code of mmpatch
         mmpatch.config_path(3)
     with pytest.raises(ValueError, match='^mine$'), report_errors():  # code of others
         raise ValueError('mine')

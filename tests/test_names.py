@@ -1,14 +1,14 @@
 """Names of our configs where OpenMMLab's users type them: what works, and what says why not."""
 
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
-from mmengine.hub import get_config, get_model
+from mmengine import hub
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DefaultScope
 
 import mmpatch
-from mmpatch.engine.build import build_model
 
 pytestmark = pytest.mark.hosts
 DETECTOR = 'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
@@ -43,40 +43,52 @@ KINDS = [
 
 
 @pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('spelling', ['path', 'mmpatch::'])
 @pytest.mark.parametrize(('kind', 'config'), KINDS)
-def test_path_of_a_config_works_in_every_host(kind, config):
-    model = make(kind, mmpatch.config_path(config))
+def test_configs_work_in_every_host(kind, config, spelling):
+    name = mmpatch.config_path(config) if spelling == 'path' else f'mmpatch::{config}'
+    model = make(kind, name)
     assert type(model.backbone).__name__ == 'PoolFormer' and not model.training
 
 
+@pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize(('kind', 'config'), [KINDS[0], KINDS[2]])
-def test_name_with_our_scope_says_what_to_give_instead(kind, config):
-    name = config.split('/')[1].removesuffix('.py')
-    with pytest.raises(KeyError, match=r'leave scope out, give mmpatch\.config_path') as error:
-        make(kind, name, scope='mmpatch')
-    assert 'no trained' in str(error.value) and '\n' not in str(error.value)
+def test_inferencers_know_names_of_our_scope(kind, config):
+    """With a word that there are no trained weights, and the host's types around ours."""
+    name = Path(config).stem
+    with pytest.warns(UserWarning, match=f'{name} is untrained'):
+        model = make(kind, name, scope='mmpatch')
+    assert type(model.backbone).__name__ == 'PoolFormer'
 
 
+@pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize(('kind', 'config'), KINDS)
-def test_hosts_do_not_know_inherited_names(kind, config):
-    """Only ``_base_`` and MMEngine's hub read ``mmpatch::``."""
-    with pytest.raises((ValueError, FileNotFoundError), match=f'mmpatch::{config}'):
-        make(kind, f'mmpatch::{config}')
+def test_unknown_names_are_answered_with_the_nearest(kind, config):
+    with pytest.raises(ValueError, match=f'nearest: [^;]*{config}'):
+        make(kind, f'mmpatch::{config}x')
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_names_of_the_hosts_are_left_to_them():
+    with pytest.raises(ValueError, match='Cannot find model: none in mmdet'):
+        make('DetInferencer', 'none')
+    with pytest.raises(AssertionError, match='does not support to load none config'):
+        hub.get_model('none::folder/name.py')
 
 
 def test_all_names_are_listed():
     names = BaseInferencer.list_models('mmpatch')
     stems = [name.split('/')[1].removesuffix('.py') for name in mmpatch.list_configs()]
     assert set(names) == {stem for stem in stems if 'nano' not in stem}
+    assert len(set(stems)) == len(stems)  # so that a name stands for one config
 
 
-def test_hub_reads_configs_and_knows_of_no_weights():
-    cfg = get_config(f'mmpatch::{DETECTOR}', pretrained=True)
-    assert cfg.model_path is None
-    assert type(build_model(cfg).backbone).__name__ == 'PoolFormer'
-
-
-def test_hub_cannot_build_models():
-    """It looks for all types in our scope, where no host is asked; build_model does not."""
-    with pytest.raises(ModuleNotFoundError, match='mmpatch.utils'):
-        get_model(f'mmpatch::{DETECTOR}')
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR])
+def test_hub_reads_configs_and_builds_models(config):
+    name = f'mmpatch::{config}'
+    assert hub.get_config(name, pretrained=True).model_path is None
+    model = hub.get_model(name, init_cfg={'type': 'Normal', 'layer': 'Conv2d'})
+    assert type(model.backbone).__name__ == 'PoolFormer'
+    assert model.init_cfg['type'] == 'Normal'
+    with pytest.raises(ValueError, match='no trained detectors or segmentors: leave pretrained'):
+        hub.get_model(name, pretrained=True)

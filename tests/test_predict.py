@@ -409,7 +409,11 @@ MISTAKES = {
         r'.*wrong shapes: bbox_head\.retina_reg\.bias: \(3,\) in the file.*',
     ),
     'other network': (('SEG.py', 'DET'), 'photo.png', r'.*does not fit this EncoderDecoder; .*'),
-    'no such config': (('none.py', 'DET'), 'photo.png', r'there is no config .*none\.py; .*'),
+    'no such config': (
+        ('none.py', 'DET'),
+        'photo.png',
+        r'there is no file .*none\.py, and mmpatch has no config .*',
+    ),
     'option': (
         ('DET', '--cfg-options', 'model.backbone.arch=s99'),
         'photo.png',

@@ -1,8 +1,6 @@
 """Makes the OpenMMLab stack run on today's Python and torch."""
 
-from mmengine.config.utils import MODULE2PACKAGE
-
-from mmpatch.compat import ops, safe_load
+from mmpatch.compat import names, ops, safe_load
 
 __all__ = ['install']
 
@@ -15,7 +13,4 @@ def install() -> tuple[str, ...]:
         needed, says so itself when it is.
     """
     ops.install()
-    # MMEngine asks pip for the location of a package, which is wrong for editable installs. It asks
-    # the import system only for names that pip does not know, such as that of a module.
-    MODULE2PACKAGE['mmpatch'] = 'mmpatch.registry'
-    return safe_load.install(), "mmpatch: configs can be inherited with _base_ = 'mmpatch::...'"
+    return safe_load.install(), names.install()

@@ -1,14 +1,12 @@
 """Builds what a config or a name stands for, without training or evaluating it."""
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-import mmpatch
 from mmpatch.backbones import names
 from mmpatch.engine.tool import import_host, override_settings, read_file
 
@@ -28,8 +26,8 @@ def read_network(name: str, options: dict[str, Any] | None = None) -> Config:
     """Read what :func:`build_network` builds.
 
     Args:
-        name: A config of mmdet or mmseg: a path, one of :func:`mmpatch.list_configs`, or
-            ``mmpatch::NAME``; or a backbone, as
+        name: A config of mmdet or mmseg, whose name ends in ``.py``: a path, or what
+            :func:`mmpatch.config_path` takes; or a backbone, as
             :func:`mmpatch.backbones.names.find_network` takes it.
         options: Override settings of a config, by their full keys.
 
@@ -37,14 +35,14 @@ def read_network(name: str, options: dict[str, Any] | None = None) -> Config:
         The config; or one whose ``backbone`` is all there is.
 
     Raises:
-        ValueError: If there is none of that name, or it cannot be read.
+        FileNotFoundError: If there is no such config.
+        ValueError: If there is no such backbone, or a config cannot be read.
         KeyError: If an option is no setting.
         ImportError: If its host is not installed.
     """
     if not name.endswith('.py'):
         return Config({'backbone': names.find_network(name)})
-    own = name.removeprefix('mmpatch::')
-    cfg = read_file(name if Path(name).is_file() else mmpatch.config_path(own))
+    cfg = read_file(name)
     override_settings(cfg, options or {})
     import_host(cfg, name)
     return cfg

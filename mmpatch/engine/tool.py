@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
-from mmpatch import compat
+from mmpatch import compat, config_path
 from mmpatch.engine.classes import check_dataset_types
 from mmpatch.engine.data import check_annotation_files, check_paths, replace_data_root
 from mmpatch.engine.errors import report_errors, shorten_error, suggest_type
@@ -129,19 +129,26 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     return cfg
 
 
-def read_file(path: str) -> Config:
-    """Read a config file.
+def read_file(name: str) -> Config:
+    """Read a config.
+
+    Args:
+        name: Path of a file, or what :func:`mmpatch.config_path` takes.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If there is none.
         ValueError: If it, or a config that it inherits, cannot be read.
     """
-    if not Path(path).expanduser().is_file():
-        raise FileNotFoundError(f'config {path} does not exist')
+    path = str(Path(name).expanduser())
+    if not Path(path).is_file():
+        try:
+            path = config_path(name)
+        except ValueError as error:
+            raise FileNotFoundError(f'there is no file {name}, and {error}') from error
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is code and can raise anything
-        what = f'config {path}, or one that it inherits (_base_), cannot be read'
+        what = f'config {name}, or one that it inherits (_base_), cannot be read'
         raise ValueError(f'{what}: {shorten_error(error)}') from error
 
 

@@ -2,7 +2,6 @@
 
 import os
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,33 +10,16 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 
-import mmpatch
 from mmpatch.checkpoint import load_whole
 from mmpatch.checkpoint.load import read_checkpoint
 from mmpatch.engine.build import build_model
 from mmpatch.engine.data import find_datasets
 from mmpatch.engine.model import check_model
-from mmpatch.engine.tool import import_host
+from mmpatch.engine.tool import import_host, read_file
 from mmpatch.inference.stored import check_types, read_stored_config
 
 #: Of a path, as ``open`` takes it.
 File = str | os.PathLike[str]
-
-
-def find_config(name: str) -> str:
-    """Path of a config: a path, ``mmpatch::NAME``, or the name of a config of mmpatch.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    if Path(name).is_file():
-        return name
-    stem = name.removeprefix('mmpatch::').removesuffix('.py')
-    for known in mmpatch.list_configs():
-        if stem in (known.removesuffix('.py'), Path(known).stem):
-            return mmpatch.config_path(known)
-    listed = 'mmpatch.list_configs() lists those of mmpatch'
-    raise FileNotFoundError(f'there is no config {name}; {listed}')
 
 
 def load_inferencer(
@@ -61,7 +43,7 @@ def load_inferencer(
         raise ValueError(f'device {device!r} cannot be used: {describe(error)}') from error
     cfg: Any = deepcopy(config) if isinstance(config, Config) else None
     if config is not None and cfg is None:
-        cfg = Config.fromfile(find_config(os.fspath(config)))
+        cfg = read_file(os.fspath(config))
     content = read_checkpoint(source)
     if config is None:
         cfg = read_stored_config(content, source)
