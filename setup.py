@@ -59,6 +59,8 @@ setup(
             'pytest-timeout',
             'pytest-xdist',
             'ruff',
+            'seaborn',
+            'tensorboard',
         ],
     },
     classifiers=[

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
 
@@ -21,10 +22,14 @@ default_hooks = dict(
     logger=dict(interval=1),
     visualization=dict(type='DetVisualizationHook', draw=True, interval=1),
 )
+visualizer = dict(
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
+)
 """
 SEGMENTOR = """
 _base_ = '{root}/configs/demo/fpn_poolformer-nano_toy-ade20k.py'
 default_hooks = dict(
+    logger=dict(interval=1),
     visualization=dict(type='SegVisualizationHook', draw=True, interval=1),
 )
 """
@@ -112,7 +117,18 @@ def test_pictures_of_training_data_are_drawn(detector, tmp_path):
     assert len(list((tmp_path / 'seen').rglob('*.jpg'))) == 2
 
 
-def test_losses_are_logged_as_json(detector):
-    (file,) = detector[0].glob('*/vis_data/scalars.json')
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len([line for line in lines if 'loss' in line]) >= 2
+def test_losses_are_logged_as_json_and_drawn(detector, segmentor, tmp_path):
+    for host, (folder, _) in {'mmdet': detector, 'mmseg': segmentor}.items():
+        (file,) = folder.glob('*/vis_data/scalars.json')
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert len([line for line in lines if 'loss' in line]) >= 2
+        curve = tmp_path / f'{host}.png'
+        arguments = ['plot_curve', file] if host == 'mmdet' else [file]
+        run_host(host, 'analyze_logs', *arguments, '--keys', 'loss', '--out', curve, cwd=tmp_path)
+        assert curve.stat().st_size > 1000
+
+
+def test_losses_and_pictures_are_logged_for_tensorboard(detector):
+    (folder,) = detector[0].glob('*/vis_data')
+    events = EventAccumulator(str(folder)).Reload()
+    assert len(events.Scalars('loss')) == 2 and events.Tags()['images']
