@@ -1,5 +1,6 @@
 """Figures of panels: titles, scales, and colours that colour-blind people can tell apart."""
 
+import textwrap
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +21,10 @@ def make_panels(
     rows: int, columns: int, title: str, aspect: float = 1.0, width: float = PANEL
 ) -> tuple[Any, Any]:
     """A figure of empty panels of an aspect (height over width), and its axes (rows, columns)."""
+    letters = int(12 * columns * width)  # of one line of the title
+    title = '\n'.join(
+        textwrap.fill(line, letters, break_on_hyphens=False) for line in title.splitlines()
+    )
     size = (
         columns * width + 0.2,
         rows * (0.85 * width * aspect + 0.45) + 0.5 + title.count('\n') * 0.2,
