@@ -1,19 +1,18 @@
-# Each environment is made once from its pins: .venv from constraints.txt, .venv-lowest from
-# constraints-lowest.txt. Only pip's own cache is written outside the clone.
+# Each environment is made once, of files whose hashes are in constraints.lock (.venv) or
+# constraints-lowest.lock (.venv-lowest). Only pip's own cache is written outside the clone.
 PYTHON ?= python3
 PYTHON_LOWEST ?= python3.10
 SEED ?= 0
 VENV = .venv
-INTERPRETER = $(PYTHON)
 BIN = $(VENV)/bin
 export MPLCONFIGDIR = $(CURDIR)/$(VENV)/matplotlib
 CACHE = XDG_CACHE_HOME=$(CURDIR)/$(VENV)/cache
-PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c $(filter constraints%,$^)
+INSTALL = $(@D)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation
 PYTEST = $(CACHE) PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -q --basetemp $(VENV)/pytest
 # Two processes of one thread each are faster on two cores than threads that wait for each other.
 TEST = OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
-.PHONY: demo test test-lowest gpu lint docs figures clean
+.PHONY: demo test test-lowest test-matrix gpu lint lock licenses docs figures clean
 
 demo: .venv/ready
 	$(CACHE) $(BIN)/python tools/demo.py --seed $(SEED)
@@ -25,6 +24,12 @@ test: .venv/ready lint
 test-lowest: VENV = .venv-lowest
 test-lowest: .venv-lowest/ready
 	$(TEST)
+
+# The suite, or the tests in TESTS, in all of these environments; a table in docs/compatibility.md.
+MATRIX ?= lowest 3.10 3.11 3.12 3.13 newest
+TESTS ?= tests
+test-matrix: .venv/ready
+	$(BIN)/python tests/matrix.py $(MATRIX) --tests $(TESTS)
 
 # Tests that take a CUDA device, then the benchmarks.
 gpu: .venv/ready
@@ -46,24 +51,57 @@ docs: .venv/ready
 figures: demo
 	$(CACHE) $(BIN)/python tools/analysis/figures.py
 
-.venv/ready: constraints.txt
-.venv-lowest/ready: constraints-lowest.txt
-.venv-lowest/ready: VENV = .venv-lowest
-.venv-lowest/ready: INTERPRETER = $(PYTHON_LOWEST)
+# The hashes of all files of the pinned versions, and whether the pins fit setup.py; needs uv.
+lock:
+	uv pip compile --quiet --all-extras -c constraints.txt setup.py > /dev/null
+	uv pip compile --quiet --all-extras -c constraints-lowest.txt --python-version 3.10 setup.py \
+	    > /dev/null
+	for name in constraints constraints-lowest; do \
+	    uv pip compile --quiet --no-deps --generate-hashes --no-annotate --no-header \
+	        --no-emit-index-url --no-emit-package opencv-python --python-version 3.10 \
+	        --output-file $$name.lock $$name.txt || exit 1; \
+	done
 
-.venv/ready .venv-lowest/ready: setup.py
-	$(INTERPRETER) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), \
-	    'mmpatch is tested on Python 3.10 to 3.12, not ' + sys.version + '; set PYTHON=...'"
-	$(INTERPRETER) -m venv --clear $(VENV)
-	$(PIP_INSTALL) "setuptools>=77.0.1,<81"
-	$(PIP_INSTALL) --no-build-isolation -e ".[det,seg,onnx,openvino,docs,dev]"
-	# mmdet and mmseg depend on opencv-python, whose windows need the libraries of a desktop.
-	$(BIN)/pip uninstall --quiet --yes opencv-python
-	$(PIP_INSTALL) opencv-python-headless
+# Licences of all packages of .venv; needs uv.
+licenses: .venv/ready
+	sed '/^<!--/q' docs/licenses.md > .venv/licenses.md
+	echo >> .venv/licenses.md
+	uvx --quiet pip-licenses --python=$(BIN)/python --format=markdown --order=license \
+	    >> .venv/licenses.md
+	mv .venv/licenses.md docs/licenses.md
+
+PYTHONS = .venv-3.10/ready .venv-3.11/ready .venv-3.12/ready .venv-3.13/ready
+INTERPRETER = $(PYTHON)
+.venv/ready $(PYTHONS): constraints.lock
+.venv-lowest/ready: constraints-lowest.lock
+.venv-lowest/ready: INTERPRETER = $(PYTHON_LOWEST)
+$(PYTHONS): INTERPRETER = python$(patsubst .venv-%,%,$(@D))
+CHECK = import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), \
+    'mmpatch is tested on Python 3.10 to 3.13, not ' + sys.version + '; set PYTHON=...'
+
+# mmdet and mmseg depend on opencv-python, whose windows need the libraries of a desktop. The locks
+# have opencv-python-headless instead, and a name for all else that is needed.
+.venv/ready .venv-lowest/ready $(PYTHONS): setup.py
+	$(INTERPRETER) -c "$(CHECK)"
+	$(INTERPRETER) -m venv --clear $(@D)
+	# What packages are built with comes first.
+	sed -n '/^setuptools==/,/[^\\]$$/p' $(filter %.lock,$^) > $(@D)/setuptools.lock
+	$(INSTALL) --require-hashes -r $(@D)/setuptools.lock
+	$(INSTALL) --require-hashes --no-deps -r $(filter %.lock,$^)
+	$(INSTALL) --no-deps -e .
 	# mmengine imports yapf, which caches its grammar on first import and not atomically: two test
 	# processes that start together could read half of it.
-	$(CACHE) $(BIN)/python -c "import yapf"
+	XDG_CACHE_HOME=$(CURDIR)/$(@D)/cache $(@D)/bin/python -c "import yapf"
+	touch $@
+
+# The newest versions that setup.py allows; tests/matrix.py changes the other two.
+.venv-newest/ready .venv-compiled/ready .venv-onedl/ready: setup.py
+	$(PYTHON) -m venv --clear $(@D)
+	$(INSTALL) "setuptools<81"
+	$(INSTALL) -e ".[det,seg,onnx,openvino,docs,dev]"
+	$(@D)/bin/pip uninstall --quiet --yes opencv-python opencv-python-headless
+	$(INSTALL) opencv-python-headless
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest build dist *.egg-info site work_dirs data/toy
+	rm -rf .venv .venv-* build dist *.egg-info site work_dirs data/toy

@@ -1,9 +1,18 @@
 """Data and settings that several tests share."""
 
+import os
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
 from support import run_tool
+
+# No test reaches the network, nor does a process that it starts.
+OFFLINE = Path(__file__).with_name('offline')
+os.environ['PYTHONPATH'] = os.pathsep.join([str(OFFLINE), os.environ.get('PYTHONPATH', '')])
+runpy.run_path(str(OFFLINE / 'sitecustomize.py'))
 
 torch.set_num_threads(1)
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
