@@ -78,7 +78,10 @@ def _name_first(match):
 def test_the_page_has_five_commands_for_a_detector():
     detector = [line for line in list_commands() if 'regions' not in line]
     assert [line.split()[1] for line in detector] == ['train', 'test', 'predict']
-    assert 'pip install "mmpatch[det,seg]"' in PAGE and '`python draw.py`' in PAGE
+    assert (
+        'pip install -c CLONE/constraints.txt "CLONE[det,seg]"' in PAGE
+        and '`python draw.py`' in PAGE
+    )
 
 
 def test_a_detector_learns_and_is_evaluated(folder, outputs):
