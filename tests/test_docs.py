@@ -12,14 +12,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as HOST
 from mmengine.registry import init_default_scope
+from PIL import Image
 
-import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
+import mmpatch  # makes the hosts importable without compiled mmcv
+from mmpatch.command import TOOLS
 from mmpatch.engine import check_model
 from mmpatch.engine.build import build_model
 from mmpatch.registry import MODELS
@@ -35,6 +38,8 @@ PAGES = sorted(
 )
 #: Pages whose blocks make one story, and the tests that run them.
 OTHER_TESTS = {'docs/own-data.md': 'tests/test_own_data.py'}
+#: The page whose blocks in Python run exported files.
+DEPLOY = 'docs/deploy.md'
 FENCE = re.compile(r'^```(.*)\n((?:.*\n)*?)```$', re.MULTILINE)
 BLOCKS = [
     (page, match[1], match[2])
@@ -49,21 +54,22 @@ NOT_RUN = {
     'uv ': 'changes the environment',
     'python -m build': 'test_wheel builds it',
     'torchrun ': 'starts eight processes; test_tools starts two',
+    'python -m mmpatch reproduce fpn_': 'downloads a released model; test_reproduce makes its own',
+    'python -m mmpatch reproduce retinanet': 'needs a released model; test_reproduce makes one',
+    'python -m mmpatch convert model_final': 'needs a released file; test_whole makes one',
+    'python -m mmpatch test configs/vit': 'needs that file',
+    'python -m mmpatch visualize weights mmpatch': 'needs a released file; test_visualize draws',
+    'python -m mmpatch run mmseg': 'needs a trained segmentor; test_comfort runs it',
     'python tools/ablate.py': 'lists and trains for minutes; test_ablation does both on its own',
     'python tools/analysis/benchmark': 'takes an hour; test_benchmark writes the tables',
     'python tools/analysis/growth': 'measures for minutes',
     'python tools/analysis/startup': 'measures for minutes',
-    'python tools/reproduce.py fpn_': 'downloads a released model; test_reproduce makes its own',
-    'python tools/reproduce.py retinanet': 'needs a released model; test_reproduce makes its own',
-    'python tools/convert_checkpoint.py model_final': 'needs a released file; test_whole makes one',
-    'python tools/test.py configs/vit': 'needs that file',
-    'python tools/visualize.py weights mmpatch': 'needs a released file; test_visualize draws',
-    'python -m mmpatch run mmseg': 'needs a trained segmentor; test_comfort runs it',
 }
 #: What the tools import, so that their processes start with it.
 PRELOADED = ['mmpatch.backbones', 'mmpatch.deployment']
 PRELOADED += [f'{h}.{m}' for h in ('mmdet', 'mmseg') for m in ('apis', 'datasets', 'evaluation')]
 DETECTOR = 'configs/demo/retinanet_poolformer-nano_fpn_toy-coco.py'
+SEGMENTOR = 'poolformer/fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
 #: What makes a command short, each with the words in the command that ask for it.
 TINY = {
     '': 'train_dataloader.num_workers=0 train_dataloader.persistent_workers=False '
@@ -86,7 +92,7 @@ def name_blocks(language):
     count = dict.fromkeys(PAGES, 0)
     for page, of, text in BLOCKS:
         count[page] += 1
-        if of == language:
+        if of == language and (page, of) != (DEPLOY, 'python'):
             yield pytest.param(text, id=f'{page}:{count[page]}')
 
 
@@ -109,27 +115,48 @@ def workspace(toy, tmp_path_factory):
     return folder
 
 
-def save_detector(config, file):
-    """A checkpoint of a detector with random weights, as training would write it."""
+def make_detector(**backbone):
+    """Config and model of a detector with random weights."""
     from mmdet.datasets import CocoDataset
 
-    cfg = Config.fromfile(config)
-    model = build_model(cfg)
-    classes = CocoDataset.METAINFO['classes']
-    meta = {'cfg': cfg.pretty_text, 'dataset_meta': {'classes': classes}}
+    cfg = Config.fromfile(ROOT / DETECTOR)
+    cfg.model.backbone.update(backbone)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    model.dataset_meta = CocoDataset.METAINFO
+    return cfg, model
+
+
+def save_detector(cfg, model, file):
+    """A checkpoint as training would write it."""
+    meta = {'cfg': cfg.pretty_text, 'dataset_meta': {'classes': model.dataset_meta['classes']}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, file)
 
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
     file = tmp_path_factory.mktemp('trained') / 'model.pth'
-    save_detector(ROOT / DETECTOR, file)
+    save_detector(*make_detector(), file)
     return file
 
 
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+    """Files without a config: of a detector, without classes, and of a segmentor, with mmseg's."""
+    from mmseg.datasets import ADE20KDataset
+
+    folder = tmp_path_factory.mktemp('released')
+    torch.save(make_detector()[1].state_dict(), folder / 'detector.pth')
+    model = build_model(Config.fromfile(mmpatch.config_path(SEGMENTOR)))
+    meta = {name.upper(): value for name, value in ADE20KDataset.METAINFO.items()}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'segmentor.pth')
+    return folder
+
+
 @pytest.mark.parametrize('text', name_blocks('python'))
-def test_python_block(text, workspace, checkpoint, tmp_path, monkeypatch):
+def test_python_block(text, workspace, checkpoint, released, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
+    text = text.replace("'FILE'", repr(str(released / 'detector.pth')))
     MODELS.import_from_location()
     # what a block registers is gone after it
     monkeypatch.setattr(MODELS, '_module_dict', dict(MODELS.module_dict))
@@ -143,6 +170,36 @@ def test_python_block(text, workspace, checkpoint, tmp_path, monkeypatch):
     text = text.replace('CHECKPOINT', str(checkpoint)).replace('PHOTO', 'photo.jpg')
     with torch.no_grad():
         exec(compile(text, 'block', 'exec'), {'__name__': 'block'})
+
+
+def test_exported_files_in_a_program_of_ones_own(workspace, tmp_path, monkeypatch):
+    """Both engines find what mmpatch.predict finds."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(workspace / 'photo.jpg', tmp_path)
+    cfg, model = make_detector(depths=(1, 1, 1, 1))
+    save_detector(cfg, model, 'model.pth')
+    (expected,) = mmpatch.predict(None, 'model.pth', 'photo.jpg')
+    width, height = Image.open('photo.jpg').size
+    ratio = min(max(cfg.scale) / max(width, height), min(cfg.scale) / min(width, height))
+    size = (1, 3, round(height * ratio), round(width * ratio))
+    for name in ('detector.onnx', 'detector.xml'):
+        mmpatch.export(model, name, input_size=size, dynamic=())  # free sizes take a minute
+    onnx, xml = (text for page, of, text in BLOCKS if (page, of) == (DEPLOY, 'python'))
+    for old, new in zip(('1333', '800', 'PHOTO'), (*map(str, cfg.scale), 'photo.jpg'), strict=True):
+        onnx = onnx.replace(old, new)
+    program = {}
+    exec(onnx, program)
+    exec(xml, program)
+    count = len(expected['scores'])
+    assert count > 20
+    found = [program[name] for name in ('boxes', 'scores', 'labels')]
+    others = [out[0] for out in program['run'](program['image']).values()]
+    for boxes, scores, labels in (found, others):
+        assert (scores > 0.3).sum() == count
+        np.testing.assert_allclose(scores[:count], expected['scores'], atol=1e-3)
+        assert (labels[:count] == expected['labels']).mean() > 0.9  # equal scores change places
+        near = np.abs(boxes[:count] / program['scale'] - expected['boxes']).max(1) < 1
+        assert near.mean() > 0.9
 
 
 def check_config(text, file):
@@ -183,7 +240,7 @@ def is_run(command):
     return not command.startswith(tuple(NOT_RUN))
 
 
-def shrink(command, toy, checkpoint):
+def shrink(command, toy, checkpoint, released):
     """A command with small data and few steps, as a list."""
     settings = {}
     for asks, values in TINY.items():
@@ -194,6 +251,7 @@ def shrink(command, toy, checkpoint):
     for word, value in {
         'CONFIG': DETECTOR,
         'CHECKPOINT': checkpoint,
+        'FILE': released / 'segmentor.pth',
         'FOLDER': toy / ('ade' if 'ade20k' in command else 'coco'),
         'TOOL': Path(find_spec('mmdet').origin).parent / '.mim/tools/misc/print_config.py',
         'ARGS': DETECTOR,
@@ -202,10 +260,11 @@ def shrink(command, toy, checkpoint):
     words = [re.sub(r'epoch_\d+', 'epoch_1', word) for word in shlex.split(command)]
     if 'make_toy_data' in command:
         return [*words, '--train', '4', '--val', '2']
-    if not re.match(r'python tools/(train|test|export)\.py', command):
+    tool = re.match(r'python -m mmpatch (train|test|export)\b', command)
+    if not tool:
         return words
     words = [word for word in words if word.split('=')[0] not in settings]
-    words += ['--input-size', '1', '64', '96'] if 'export.py' in command else []
+    words += ['--input-size', '1', '64', '96'] if tool[1] == 'export' else []
     at = words.index('--cfg-options') + 1 if '--cfg-options' in words else len(words)
     start = [] if '--cfg-options' in words else ['--cfg-options']
     return [*words[:at], *start, *(f'{k}={v}' for k, v in settings.items()), *words[at:]]
@@ -250,9 +309,9 @@ def run_words(words, *arguments):
 
 
 @pytest.mark.parametrize('commands', list_shell_blocks())
-def test_commands(commands, workspace, toy, checkpoint, published, tmp_path):
+def test_commands(commands, workspace, toy, checkpoint, released, published, tmp_path):
     for command in commands:
-        words = shrink(command, toy, checkpoint)
+        words = shrink(command, toy, checkpoint, released)
         assert words[0] == 'python', command
         run_words(words[1:], workspace, tmp_path / 'log', published)
 
@@ -313,13 +372,22 @@ def list_strings(folder):
                 yield node.value
 
 
+def test_pages_write_commands_where_there_are_some():
+    rows = {f'| `mmpatch {name}` | `tools/{file}` |' for name, (file, _) in TOOLS.items()}
+    table = (ROOT / 'docs/install.md').read_text()
+    assert not [row for row in rows if row not in table]
+    files = '|'.join(re.escape(file) for file, _ in TOOLS.values())
+    pages = {page: (ROOT / page).read_text() for page in PAGES}
+    assert not [page for page, text in pages.items() if re.search(rf'python tools/({files})', text)]
+
+
 def test_messages_are_those_of_the_code():
     """Each heading of the troubleshooting page can be searched for."""
     page = (ROOT / 'docs/troubleshooting.md').read_text()
     messages = re.findall(r'^### `(.+)`$', page, re.MULTILINE)
     folders = [ROOT / 'mmpatch', Path(find_spec('mmengine').origin).parent / 'config']
     strings = [text for folder in folders for text in list_strings(folder)]
-    strings.append("No module named 'mmcv._ext'")  # Python's
+    strings += ["No module named 'mmcv._ext'", 'CUDA out of memory']  # Python's, torch's
     for message in messages:
         parts = [part.strip() for part in message.split('…') if part.strip()]
         assert [s for s in strings if all(part in s for part in parts)], message
@@ -346,6 +414,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     text = (site / 'api.html').read_text()
     assert 'token_mixers' in text and not re.search(r':(func|class|meth|mod|attr|data):', text)
     for page in site.rglob('*.html'):
+        prose = re.sub(r'<pre.*?</pre>', '', page.read_text(), flags=re.DOTALL)
+        assert '\n- ' not in prose, f'{page}: a list needs an empty line before it'
         for address in re.findall(
             r'<(?:script|link|img)\b[^>]*?(?:src|href)="([^"]+)"', page.read_text()
         ):
