@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import nn
 
 import mmpatch
 from mmpatch.backbones import PoolFormer
+from mmpatch.backbones.base import Backbone
+from mmpatch.compat import stand_in
 from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import load_strictly
 
@@ -723,6 +726,12 @@ def test_only_mistakes_lose_their_traceback(monkeypatch):
         mmpatch.config_path(3)
     with pytest.raises(ValueError, match='^mine$'), report_errors():  # code of others
         raise ValueError('mine')
+    with pytest.raises(NotImplementedError), report_errors():  # without a message
+        Backbone()._freeze()
+    with pytest.raises(SystemExit, match='^error: mmcv op psamask_forward needs '), report_errors():
+        stand_in.psamask_forward()
+    with pytest.raises(SystemExit, match="^error: .*'/proc/none/a'$"), report_errors():
+        Path('/proc/none/a').write_text('')
     monkeypatch.setenv('MMPATCH_TRACEBACK', '1')
     with pytest.raises(ValueError), report_errors():
         PoolFormer('s13')

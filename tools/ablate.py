@@ -26,13 +26,14 @@ from typing import Any
 import matplotlib as mpl
 import torch
 import yaml
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import nn
 
 from mmpatch.engine.count import Count
 from mmpatch.engine.count import count as count_parts
 from mmpatch.engine.data import check_paths, replace_data_root
 from mmpatch.engine.errors import report_errors
+from mmpatch.engine.tool import OptionAction
 from mmpatch.registry import MODELS
 
 mpl.use('Agg')
@@ -345,7 +346,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionAction,
         default={},
         metavar='KEY=VALUE',
         help='override settings of CONFIG; data_root=FOLDER moves all data',

@@ -13,20 +13,22 @@ detectron2. DST is then a checkpoint for tools/test.py.
 
 import argparse
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
 from torch import Tensor
 
 import mmpatch
 from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load, whole
 from mmpatch.compat import safe_load
 from mmpatch.engine.build import build_model
+from mmpatch.engine.errors import report_errors
+from mmpatch.engine.tool import OptionAction, override_settings, read_file
+from mmpatch.registry import MODELS
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -36,35 +38,32 @@ def main() -> None:
     parser.add_argument(
         '--backbone',
         nargs='+',
-        action=DictAction,
+        action=OptionAction,
         help='type=FAMILY and further arguments, instead of inferring them',
     )
     parser.add_argument('--config', help='config, to convert a whole detector or segmentor')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, help='override its settings'
+        '--cfg-options', nargs='+', action=OptionAction, default={}, help='override its settings'
     )
     args = parser.parse_args()
     safe_load.install()
-    try:
-        if args.config:
-            print(convert_whole(args.src, args.dst, args.config, args.cfg_options))
-        else:
-            print(convert(args.src, args.dst, args.backbone))
-    except (OSError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise SystemExit(f'error: {error}') from None
+    if args.config:
+        print(convert_whole(args.src, args.dst, args.config, args.cfg_options))
+    else:
+        print(convert(args.src, args.dst, args.backbone))
 
 
 def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
     """Write the tensors of a backbone; return a report."""
-    families = {family.__name__: family for family in list_families()}
+    families = [family.__name__ for family in list_families()]
     tensors, report = load.unwrap(load.read_checkpoint(src), src)
     layout = load.detect_layout(tensors, src)
     kwargs = dict(backbone) if backbone else find_network(tensors, layout, src)
     name = str(kwargs.get('type')).removeprefix('mmpatch.')
     if name not in families:
-        raise ValueError(f'--backbone type={kwargs.get("type")}: choose from {list(families)}')
+        raise ValueError(f'--backbone type={kwargs.get("type")}: choose from {families}')
     with torch.device('meta'):
-        model = families[name](**{key: value for key, value in kwargs.items() if key != 'type'})
+        model = MODELS.build({**kwargs, 'type': f'mmpatch.{name}'})
     fitting = load.fit_tensors(tensors, layout, model, report)
     # Output norms are not part of a published file: whoever loads this one builds them anew.
     meta = {
@@ -80,8 +79,8 @@ def convert(src: str, dst: Path, backbone: dict[str, Any] | None = None) -> str:
 
 def convert_whole(src: str, dst: Path, config: str, options: dict[str, Any]) -> str:
     """Write all tensors of a detector or segmentor; return a report."""
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(options)
+    cfg = read_file(config)
+    override_settings(cfg, options)
     with torch.device('meta'):
         model = build_model(cfg)
     tensors, report = whole.fit_whole(model, src)

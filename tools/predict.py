@@ -10,15 +10,15 @@ are listed at the end, and the exit status is then 1.
 """
 
 import argparse
-import pickle
 import sys
 
-from mmengine.config import DictAction
-
 import mmpatch
+from mmpatch.engine.errors import report_errors
 from mmpatch.engine.memory import keep_freed_memory
+from mmpatch.engine.tool import OptionAction
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionAction,
         metavar='KEY=VALUE',
         help='override settings of the config',
     )
@@ -49,8 +49,6 @@ def main() -> None:
     keep_freed_memory()
     try:
         written = mmpatch.predict(*files, progress=True, **args)
-    except (ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        sys.exit(f'error: {" ".join(str(error).split())}')
     except KeyboardInterrupt:
         sys.exit(f'interrupted; what was predicted is in {args["out"]}')
     print(f'predictions of {written.count} pictures: {written.file}')

@@ -13,7 +13,6 @@ AP or mIoU (in percent) of the reported one, and 1 otherwise.
 import argparse
 import difflib
 import hashlib
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ import mmpatch
 from mmpatch.checkpoint.whole import fit_whole, load_whole
 from mmpatch.compat.safe_load import download
 from mmpatch.engine.build import build_model
+from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import make_parser, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +134,7 @@ def check(args: argparse.Namespace) -> bool:
     return not any(line.startswith('FAILED') for line in lines)
 
 
+@report_errors()
 def main() -> None:
     arguments = make_parser(
         __doc__ or '', 'name', "a released model, or 'list' to print all of the table"
@@ -144,11 +145,7 @@ def main() -> None:
         '--table', type=Path, default=TABLE, help='another table like configs/released.yml'
     )
     args = arguments.parse_args()
-    try:
-        passed = check(args)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        sys.exit(f'error: {error}')
-    sys.exit(0 if passed else 1)
+    sys.exit(0 if check(args) else 1)
 
 
 if __name__ == '__main__':

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import DictAction
 
 from mmpatch.engine.errors import report_errors
+from mmpatch.engine.tool import OptionAction
 
 from visualization import affinity, cam, erf, features, picture, weights
 from visualization.subject import Subject, load_subject, read_photo
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         one.add_argument('--seed', type=int, default=0, help='of random weights and pictures (0)')
         one.add_argument(
-            '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE'
+            '--cfg-options', nargs='+', action=OptionAction, default={}, metavar='KEY=VALUE'
         )
         if view == 'features':
             one.add_argument('--channels', type=int, default=3, help='channels to show (3)')
@@ -107,8 +107,8 @@ def draw(args: argparse.Namespace, subject: Subject) -> Any:
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    if args.size < 32:
-        parser.error(f'--size {args.size}: at least 32')
+    if args.size < 32 or args.seed < 0:
+        parser.error(f'--size {args.size} --seed {args.seed}: at least 32, and 0')
     if args.view == 'affinity' and not all(0 <= place <= 1 for place in args.at):
         parser.error(f'--at {args.at[0]:g} {args.at[1]:g}: both from 0 to 1')
     warnings.simplefilter('ignore')  # of the hosts, on every part that they build

@@ -1,6 +1,5 @@
 """One line for a mistake of the user, and a traceback for a fault of the code."""
 
-import dis
 import os
 import re
 import sys
@@ -8,13 +7,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from types import TracebackType
+from types import FrameType
 
 from mmengine import registry
 
+from mmpatch.compat import ops
+
 VARIABLE = 'MMPATCH_TRACEBACK'
-#: Exceptions that are no message to a user, whoever raises them.
-FAULTS = (AttributeError, NotImplementedError, AssertionError)
 WRONG_ARGUMENTS = r'__init__\(\) (got an unexpected keyword|missing \d+ required)'
 
 
@@ -26,9 +25,10 @@ class SampleError(RuntimeError):
 def report_errors() -> Iterator[None]:
     """End the program with ``error: ...`` in one line, and status 1, at a mistake of its user.
 
-    Mistakes are what mmpatch raises on purpose, and settings that do not fit the class of a
-    registry of MMEngine. All other exceptions keep their traceback. So do all if the environment
-    variable ``MMPATCH_TRACEBACK`` is 1. The main function of every tool is decorated with this.
+    Mistakes are what mmpatch raises on purpose, files that cannot be read or written, and settings
+    that do not fit the class of a registry of MMEngine. All other exceptions keep their traceback.
+    So do all if the environment variable ``MMPATCH_TRACEBACK`` is 1. The main function of every
+    tool is decorated with this.
 
     Raises:
         SystemExit: At a mistake.
@@ -47,16 +47,15 @@ def describe_mistake(error: BaseException) -> str | None:
     text = _read_message(error)
     if isinstance(error, SampleError):  # from another process, it comes with a traceback as text
         return text.rpartition(f'{SampleError.__name__}: ')[2]
-    if isinstance(error, FAULTS) or not error.__traceback__:
-        return None
-    *_, last = _walk(error.__traceback__)
-    module, code = last.tb_frame.f_globals.get('__name__', ''), last.tb_frame.f_code
-    is_raised = dis.opname[code.co_code[last.tb_lasti]] == 'RAISE_VARARGS'
-    if is_raised and (module == '__main__' or f'{module}.'.startswith('mmpatch.')):
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get('__name__', '')
+    is_raised = (traceback.extract_tb(error.__traceback__)[-1].line or '').startswith('raise ')
+    is_own = module in ('__main__', ops.NAME) or f'{module}.'.startswith('mmpatch.')
+    if isinstance(error, OSError) or (is_raised and is_own and text):
         return text
     if is_raised and module.startswith('mmengine.registry'):
         return _suggest_types(text)
-    if re.search(WRONG_ARGUMENTS, text) and _is_in_constructor(error.__traceback__):
+    if re.search(WRONG_ARGUMENTS, text) and _is_in_constructor([frame for frame, _ in frames]):
         return (
             f'a type in the config does not take its settings: {text}. Correct the name; if an '
             'inherited config brings it along, add _delete_=True to the dict that has the type'
@@ -79,15 +78,8 @@ def _read_message(error: BaseException) -> str:
     return ' '.join(str(error.args[0] if is_quoted else error).split())
 
 
-def _walk(tb: TracebackType | None) -> Iterator[TracebackType]:
-    while tb is not None:
-        yield tb
-        tb = tb.tb_next
-
-
-def _is_in_constructor(tb: TracebackType) -> bool:
+def _is_in_constructor(frames: list[FrameType]) -> bool:
     """Whether MMEngine made the call that failed, or a constructor that it called."""
-    frames = [t.tb_frame for t in _walk(tb)]
     while frames and frames[-1].f_code.co_name == '__init__':
         frames.pop()
     makers = ('mmengine.registry', 'mmengine.runner')

@@ -20,11 +20,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
-
 from mmpatch.engine.build import build_empty, read_network
 from mmpatch.engine.count import PARTS, Count, count
 from mmpatch.engine.errors import report_errors
+from mmpatch.engine.tool import OptionAction
 
 #: Rows and columns of the image unless --shape says them.
 SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 512), None: (224, 224)}
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionAction,
         default={},
         metavar='KEY=VALUE',
         help='override settings of the configs, e.g. model.backbone.arch=s24',
