@@ -64,3 +64,33 @@ def make_factory(spec: str | dict[str, Any] | Factory | None) -> Factory:
             f'{spec["type"]!r} is not registered; mmpatch has {sorted(MODELS.module_dict)}'
         )
     return partial(cls, **kwargs)
+
+
+def check_types(value: Any, source: str) -> None:
+    """Check that the types in a config from a stranger are names that registries know.
+
+    MMEngine takes any other name with a dot for the path of something to import and call.
+
+    Raises:
+        ValueError: Names the first that is not.
+    """
+    if isinstance(value, dict):
+        kind = value.get('type')
+        if isinstance(kind, str) and not _is_known(kind):
+            why = f'type={kind!r}, no known class; only a config file (.py) may name others'
+            raise ValueError(f'the config in {source} has {why}')
+        value = list(value.values())
+    for item in value if isinstance(value, list | tuple) else ():
+        check_types(item, source)
+
+
+def _is_known(kind: str) -> bool:
+    scope, dot, name = kind.rpartition('.')
+    if not dot:
+        return name.isidentifier()  # evaluated by hosts, for a kind of NMS
+    for root in (registry.MODELS, registry.TASK_UTILS, registry.TRANSFORMS):
+        if scope in root.children:
+            root.children[scope].import_from_location()
+            if name in root.children[scope].module_dict:
+                return True
+    return False

@@ -219,6 +219,7 @@ def test_table_and_files(monkeypatch, tmp_path, capsys):
         (('--out', 'a.txt'), 'write a .csv or a .md file'),
         (('--out', 'none/a.md'), 'there is no folder none'),
         (('--shape', 1, 2, 3), 'give height and width'),
+        (('--cfg-options', 'model.depth'), 'write KEY=VALUE'),
     ],
 )
 def test_wrong_arguments_get_one_line(monkeypatch, capsys, arguments, message):
@@ -230,6 +231,24 @@ def test_wrong_arguments_get_one_line(monkeypatch, capsys, arguments, message):
 def test_images_that_are_too_small_get_one_line(monkeypatch):
     with pytest.raises(SystemExit, match='error: vit-base at 8x8: ValueError: .*smaller'):
         call_tool(monkeypatch, TOOL, 'vit-base', '--shape', 8)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{', 'cannot be read: '),
+        ('{"model_type": "vit"}', 'has no type of mmpatch, as mmpatch.save_pretrained writes it'),
+        ('{"type": "pathlib.Path.touch"}', 'has no type of mmpatch'),
+        (
+            '{"type": "mmpatch.PoolFormer", "norm": {"type": "os.system"}}',
+            "has type='os.system', no known class",
+        ),
+    ],
+)
+def test_configs_of_strangers_call_nothing(monkeypatch, tmp_path, content, message):
+    (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(SystemExit, match=f'^error: .*config.json {message}'):
+        call_tool(monkeypatch, TOOL, tmp_path)
 
 
 def test_folders_with_a_config_are_networks(tmp_path):

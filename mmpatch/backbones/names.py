@@ -12,6 +12,7 @@ from mmpatch.backbones.timm_backbone import SCHEME as TIMM_SCHEME
 from mmpatch.checkpoint import list_families
 from mmpatch.checkpoint.published import SCHEME, find_published
 from mmpatch.checkpoint.save import CONFIG_FILE
+from mmpatch.registry import check_types
 
 #: More features than this are the blocks of an isotropic network, of which four are tapped.
 MOST_STAGES = 8
@@ -39,7 +40,8 @@ def find_network(name: str) -> dict[str, Any]:
             :func:`mmpatch.save_pretrained` wrote, with its weights.
 
     Raises:
-        ValueError: If there is no such network; the message names the nearest.
+        ValueError: If there is no such network, the message names the nearest; or if the folder is
+            another project's, or its config names what is no known class.
     """
     if name.startswith(SCHEME):
         entry = find_published(name)
@@ -48,7 +50,7 @@ def find_network(name: str) -> dict[str, Any]:
         return _find_timm(name.removeprefix(TIMM_SCHEME))
     file = Path(name, CONFIG_FILE)
     if file.is_file():
-        return {**json.loads(file.read_text()), 'init_cfg': _load(name)}
+        return {**_read_config(file), 'init_cfg': _load(name)}
     table = list_networks()
     family, _, arch = name.removeprefix('mmpatch.').partition(':')
     table |= {f'{x["type"]}:{x["arch"]}': x for x in table.values()} if arch else {}
@@ -61,6 +63,18 @@ def find_network(name: str) -> dict[str, Any]:
 
 def _get_prefix(family: Any) -> str:
     return getattr(family, 'NAME', '') or family.__name__.lower()
+
+
+def _read_config(file: Path) -> Any:
+    """Read the config of a folder, which may come from a stranger."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f'{file} cannot be read: {error}') from error
+    if not isinstance(found, dict) or not str(found.get('type')).startswith('mmpatch.'):
+        raise ValueError(f'{file} has no type of mmpatch, as mmpatch.save_pretrained writes it')
+    check_types(found, str(file))
+    return found
 
 
 def _load(checkpoint: str) -> dict[str, str]:

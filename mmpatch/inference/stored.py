@@ -4,7 +4,6 @@ import ast
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS
 
 REMEDY = 'give the config, too'
 
@@ -49,32 +48,3 @@ class _DictCalls(ast.NodeTransformer):
             return node.args[0] if len(node.args) == 1 and not node.keywords else node
         keys: list[ast.expr | None] = [ast.Constant(keyword.arg) for keyword in node.keywords]
         return ast.Dict(keys, [keyword.value for keyword in node.keywords])
-
-
-def check_types(value: Any, source: str) -> None:
-    """Check that the types in a stored config are names of classes that registries know.
-
-    MMEngine takes any other name with a dot for the path of something to import and call.
-
-    Raises:
-        ValueError: Names the first that is not.
-    """
-    if isinstance(value, dict):
-        kind = value.get('type')
-        if isinstance(kind, str) and not _is_known(kind):
-            raise ValueError(f'the config in {source} has type={kind!r}, no known class; {REMEDY}')
-        value = list(value.values())
-    for item in value if isinstance(value, list | tuple) else ():
-        check_types(item, source)
-
-
-def _is_known(kind: str) -> bool:
-    scope, dot, name = kind.rpartition('.')
-    if not dot:
-        return name.isidentifier()  # evaluated by hosts, for a kind of NMS
-    for root in (MODELS, TASK_UTILS, TRANSFORMS):
-        if scope in root.children:
-            root.children[scope].import_from_location()
-            if name in root.children[scope].module_dict:
-                return True
-    return False

@@ -15,8 +15,9 @@ from mmpatch.checkpoint.load import read_checkpoint
 from mmpatch.engine.build import build_model
 from mmpatch.engine.data import find_datasets
 from mmpatch.engine.model import check_model
-from mmpatch.engine.tool import import_host, read_file
-from mmpatch.inference.stored import check_types, read_stored_config
+from mmpatch.engine.tool import import_host, override_settings, read_file
+from mmpatch.inference.stored import read_stored_config
+from mmpatch.registry import check_types
 
 #: Of a path, as ``open`` takes it.
 File = str | os.PathLike[str]
@@ -51,7 +52,7 @@ def load_inferencer(
     host = import_host(cfg, name)
     if config is None:
         check_types([cfg.get('model'), cfg.get('test_dataloader')], source)
-    cfg.merge_from_dict(cfg_options or {})
+    override_settings(cfg, cfg_options or {})
     loader = cfg.get('test_dataloader') or {}
     data: Any = next(find_datasets(loader.get('dataset') or {}), {})
     if 'pipeline' not in data or 'model' not in cfg:
