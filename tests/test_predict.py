@@ -219,18 +219,46 @@ def test_the_tool_names_bad_files_and_goes_on(trained, tmp_path, monkeypatch, ca
     (folder / 'cut.jpg').write_bytes((folder / 'colour.JPG').read_bytes()[:-200])
     (folder / 'text.png').write_text('no picture')
     (folder / 'empty.bmp').touch()
+    cv2.imwrite(str(folder / 'thin.png'), np.zeros((4000, 1, 3), np.uint8))  # 0 wide when resized
     (folder / 'notes.txt').write_text('not looked at')
     with pytest.raises(SystemExit) as stop:
         call_tool(monkeypatch, TOOL, trained['detector'], folder, '--out', tmp_path / 'out')
     lines = stop.value.code.splitlines()
-    assert lines[0] == '3 could not be predicted:'
-    for line, name in zip(lines[1:], ('cut.jpg', 'empty.bmp', 'text.png'), strict=True):
+    assert lines[0] == '4 could not be predicted:' and len(lines) == 5
+    for line, name in zip(lines[1:], ('cut.jpg', 'empty.bmp', 'text.png'), strict=False):
         assert line.startswith(f'{folder / name} cannot be read: ')
+    assert lines[4].startswith(f'{folder / "thin.png"} cannot be predicted: ')
     assert 'predictions of 6 pictures' in capsys.readouterr().out
     content = json.loads((tmp_path / 'out/predictions.json').read_text())
-    assert content['classes'] == list(CLASSES) and len(content['predictions']) == 9
-    assert sum('error' in record for record in content['predictions']) == 3
+    assert content['classes'] == list(CLASSES) and len(content['predictions']) == 10
+    assert sum('error' in record for record in content['predictions']) == 4
     assert len(list((tmp_path / 'out/pictures').iterdir())) == 6
+
+
+@pytest.mark.parametrize('kind', ['pictures', 'class_maps'])
+def test_inputs_are_not_overwritten(reader, tmp_path, kind):
+    (tmp_path / kind).mkdir()
+    cv2.imwrite(str(tmp_path / kind / 'a.png'), scatter(60, 50, 10, count=5))
+    (tmp_path / 'link').symlink_to(tmp_path / kind)
+    before = (tmp_path / kind / 'a.png').read_bytes()
+    for given in (kind, f'{kind}/a.png', 'link'):
+        with pytest.raises(ValueError, match=r'a\.png could be overwritten; give another folder'):
+            mmpatch.predict(None, reader, tmp_path / given, out=tmp_path)
+    assert [path.name for path in tmp_path.glob('*/*')] == ['a.png'] * 2
+    assert (tmp_path / kind / 'a.png').read_bytes() == before
+
+
+def test_arrays_of_another_kind_are_refused(reader, tmp_path):
+    predictor = Predictor(None, reader)
+    picture = scatter(60, 50, 10, count=5)
+    with pytest.raises(TypeError, match=r'uint8, blue first; got \(50, 60, 3\) of float64$'):
+        predictor(picture / 255)
+    for wrong in (picture[..., 0], picture[None], str(tmp_path)):
+        with pytest.raises(TypeError, match='uint8, blue first; got'):
+            predictor(wrong)
+    for given in (picture, [picture], (p for p in [picture])):
+        with pytest.raises(TypeError, match=r'predict takes paths, not ndarray; Predictor\('):
+            mmpatch.predict(None, reader, given)
 
 
 def test_drawn_colours_are_those_of_picture_and_palette(reader):
@@ -427,6 +455,13 @@ MISTAKES = {
     'out': (('DET', '--out', 'photo.png'), 'photo.png', r'.*photo\.png is a file; .*'),
     'device': (('DET', '--device', 'cuda:99'), 'photo.png', r"device 'cuda:99' cannot be used: .*"),
     'slice': (('DET', '--slice', '8'), 'photo.png', r'slice=8 is less than the stride .*, 32'),
+    'typo of an option': (
+        ('DET', '--cfg-options', 'modle.test_cfg.max_per_img=1'),
+        'photo.png',
+        r'--cfg-options modle\.test_cfg\.max_per_img: .*no such setting; did you mean model\?',
+    ),
+    'score': (('DET', '--score-thr', '30'), 'photo.png', r'score_thr=30\.0 is no score: .*'),
+    'out of reach': (('DET', '--out', '/proc/none'), 'photo.png', r".*'/proc/none'"),
     'overlap': (('DET', '--overlap', '1'), 'photo.png', r'overlap=1\.0 is no share of a tile.*'),
 }
 

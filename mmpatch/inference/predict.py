@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
 
-from mmpatch.inference.results import Shot, Writer, Written
+from mmpatch.inference.results import KINDS, Shot, Writer, Written
 from mmpatch.inference.slices import Grid, suppress
 from mmpatch.inference.trained import File, describe, load_inferencer
 
@@ -59,19 +59,22 @@ def predict(
     Raises:
         FileNotFoundError: If there is no such input, or a folder has no pictures.
         NotADirectoryError: If ``out`` is a file.
-        ValueError: See :class:`Predictor`, also for other errors.
+        ValueError: If ``out`` would overwrite inputs; and see :class:`Predictor`, also for other
+            errors.
     """
     files = list_files([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else Path(out).expanduser()
     if folder and folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f'{folder} is a file; predictions need a folder')
+    targets = [(folder / kind).resolve() for kind in KINDS] if folder else []
+    if lost := next((file for file in files if file.parent.resolve() in targets), None):
+        raise ValueError(f'{lost} could be overwritten; give another folder than {folder} as out')
     predictor = Predictor(config, checkpoint, **settings)
-    found = _predict_all(predictor, files, progress)
+    found = _predict_all(predictor, files, progress, with_drawing=folder is not None)
     if folder is None:
-        return [{**shot.describe(), **result} for shot, result in found]
+        return [{**shot.describe(), **result} for shot, result, _ in found]
     with Writer(folder, {'checkpoint': str(checkpoint), **predictor.meta}) as writer:
-        for shot, result in found:
-            drawn = None if shot.picture is None else predictor.draw(shot.picture, result)
+        for shot, result, drawn in found:
             writer.add(shot, result, drawn)
     return Written(writer.path, writer.count, writer.failed)
 
@@ -81,9 +84,14 @@ def list_files(inputs: Sequence[File]) -> list[Path]:
 
     Raises:
         FileNotFoundError: If there is no such file, or a folder has no pictures.
+        TypeError: If an input is no path.
     """
     files: list[Path] = []
-    for path in (Path(given).expanduser() for given in inputs):
+    for given in inputs:
+        if not isinstance(given, str | os.PathLike):
+            way = 'Predictor(config, checkpoint)(picture) takes pictures in memory'
+            raise TypeError(f'predict takes paths, not {type(given).__name__}; {way}')
+        path = Path(given).expanduser()
         found = sorted(path.iterdir()) if path.is_dir() else []
         found = [file for file in found if file.suffix.lower() in PICTURES]
         if path.is_dir() and not found:
@@ -95,9 +103,9 @@ def list_files(inputs: Sequence[File]) -> list[Path]:
 
 
 def _predict_all(
-    predictor: 'Predictor', files: list[Path], progress: bool
-) -> Iterator[tuple[Shot, dict[str, Any]]]:
-    """Yield what is read, one by one, and what is found in it, or what is wrong with it."""
+    predictor: 'Predictor', files: list[Path], progress: bool, with_drawing: bool
+) -> Iterator[tuple[Shot, dict[str, Any], np.ndarray | None]]:
+    """Yield what is read, one by one, with what is found in it, or wrong with it, and a drawing."""
     shots: Any = (shot for file in files for shot in predictor.read(file))
     by_tile = progress and predictor.slice is not None
     if progress and not by_tile:
@@ -108,12 +116,13 @@ def _predict_all(
             if by_tile:
                 print(shot.name, file=sys.stderr)
             try:
-                yield shot, predictor(shot.picture, by_tile)
+                found = predictor(shot.picture, by_tile)
+                yield shot, found, predictor.draw(shot.picture, found) if with_drawing else None
                 continue
-            except (RuntimeError, ValueError) as reason:  # too small for the network, say
+            except Exception as reason:  # too small for the network, or too thin for OpenCV, say
                 error = f'{shot.name} cannot be predicted: {describe(reason)}'
         print_log(error, logger='current', level=logging.WARNING)
-        yield shot._replace(picture=None), {'error': error}
+        yield shot._replace(picture=None), {'error': error}, None
 
 
 def _count_shots(file: Path) -> int:
@@ -164,6 +173,8 @@ class Predictor:
     ) -> None:
         if not 0 <= overlap < 1:
             raise ValueError(f'overlap={overlap} is no share of a tile: take 0 to less than 1')
+        if not 0 <= score_thr <= 1:
+            raise ValueError(f'score_thr={score_thr} is no score: take 0 to 1')
         self.slice, self.overlap, self.score_thr = slice, overlap, score_thr
         self.inferencer = load_inferencer(config, checkpoint, device, cfg_options)
         self.model = self.inferencer.model
@@ -194,7 +205,14 @@ class Predictor:
             Of a detector, by falling score: ``boxes`` as [x1, y1, x2, y2] in pixels, ``scores``,
             ``labels`` (numbers of classes), ``names`` of them, and ``masks`` in COCO's run-length
             code if the network has masks. Of a segmentor: ``class_map`` (H, W), whole numbers.
+
+        Raises:
+            TypeError: If it is another array; its numbers would be taken for 0 to 255.
         """
+        kind = getattr(picture, 'dtype', type(picture).__name__)
+        if np.ndim(picture) != 3 or (kind != np.uint8 and not self._load.from_file.to_float32):
+            shape = np.shape(picture)
+            raise TypeError(f'a picture is (H, W, 3) of uint8, blue first; got {shape} of {kind}')
         grid = Grid(picture.shape[1], picture.shape[0], self.slice, self.overlap)
         tiles: Any = grid.tiles
         if progress:

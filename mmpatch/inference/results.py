@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+#: Folders of drawn pictures and of class maps.
+KINDS = 'pictures', 'class_maps'
 #: Ends the JSON file. Each prediction is written over it, with a new end behind.
 TAIL = b'\n]}\n'
 
