@@ -29,6 +29,7 @@ MODELS = registry.Registry(
 )
 _make_engine_registry = partial(registry.Registry, scope='mmpatch', locations=['mmpatch.engine'])
 HOOKS = _make_engine_registry('hook', parent=registry.HOOKS)
+OPTIM_WRAPPERS = _make_engine_registry('optimizer wrapper', parent=registry.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = _make_engine_registry(
     'optimizer wrapper constructor', parent=registry.OPTIM_WRAPPER_CONSTRUCTORS
 )

@@ -257,11 +257,11 @@ MISTAKES = {
         '--cfg-options train_dataloader.dataset.pipeline.9.scale: Index 9 exceeds the length '
         'of list [<...>',
     ),
-    'mixed precision on a CPU': (
-        None,
-        (*TRAIN, '--amp'),
-        'MMEngine has no mixed precision on a CPU: leave out --amp, or add --cfg-options '
-        'optim_wrapper.type=OptimWrapper if the config asks for it',
+    'mixed precision of MMEngine on a CPU': (
+        add("optim_wrapper = dict(type='AmpOptimWrapper')"),
+        TRAIN,
+        'the config asks for AmpOptimWrapper, which needs a GPU: add --amp to train in bfloat16, '
+        'or --cfg-options optim_wrapper.type=OptimWrapper to train in float32',
     ),
     'scaled rate without a base': (
         add('auto_scale_lr = dict(_delete_=True)'),

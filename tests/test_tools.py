@@ -16,7 +16,6 @@ from mmengine.runner import Runner
 
 import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
 from mmpatch.engine.data import replace_data_root
-from mmpatch.engine.tool import check_precision
 
 import golden
 from support import ROOT, call_tool, child_environment, run_tool
@@ -152,15 +151,6 @@ def test_two_ranks_train_on_a_cpu(toy, tmp_path):
     first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in (0, 1))
     assert first and all(torch.equal(first[key], second[key]) for key in first)
     assert last_metric(tmp_path, 'mIoU')['step'] == 2
-
-
-def test_mixed_precision_is_refused_on_a_cpu(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmpatch.engine.tool.get_device', lambda: 'cpu')
-    train = ['tools/train.py', SEGMENTOR, '--amp', '--work-dir', tmp_path, *options(toy, 'ade')]
-    error = 'error: MMEngine has no mixed precision on a CPU: leave out --amp'
-    with pytest.raises(SystemExit, match=f'^{error}'):
-        call_tool(monkeypatch, *train)
-    check_precision(Config({'optim_wrapper': {'optimizer': {'type': 'AdamW'}}}))  # type left out
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 from mmengine.runner import Runner
 
 from mmpatch.engine.errors import report_errors
-from mmpatch.engine.tool import check_precision, check_resumption, make_parser, read_config
+from mmpatch.engine.tool import check_resumption, make_parser, read_config, set_precision
 
 
 @report_errors()
@@ -24,7 +24,9 @@ def main() -> None:
         metavar='PATH',
         help='continue from a checkpoint; without PATH, from the last one in the work dir',
     )
-    arguments.add_argument('--amp', action='store_true', help='train in mixed precision')
+    arguments.add_argument(
+        '--amp', action='store_true', help='train in mixed precision, on a CPU in bfloat16'
+    )
     arguments.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -32,10 +34,7 @@ def main() -> None:
     )
     args = arguments.parse_args()
     cfg = read_config(args, 'train', 'val')
-    if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    check_precision(cfg)
+    set_precision(cfg, args.amp)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             sys.exit(f'error: {args.config} has no auto_scale_lr.base_batch_size to scale from')

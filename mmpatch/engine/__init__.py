@@ -2,9 +2,10 @@
 
 from mmpatch.engine.hooks import CheckInvalidLossHook, DataCheckHook, StepSeedHook
 from mmpatch.engine.model import check_model
-from mmpatch.engine.optim import LayerDecayOptimWrapperConstructor
+from mmpatch.engine.optim import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 
 __all__ = [
+    'BFloat16OptimWrapper',
     'CheckInvalidLossHook',
     'DataCheckHook',
     'LayerDecayOptimWrapperConstructor',

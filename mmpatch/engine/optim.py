@@ -1,12 +1,31 @@
-"""Layer-wise learning rate decay."""
+"""Layer-wise learning rate decay, and mixed precision without a GPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.runner.amp import autocast
 from torch import nn
 
-from mmpatch.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmpatch.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """Mixed precision in bfloat16, on a CPU or GPU; weights and optimizer stay in float32.
+
+    MMEngine's ``AmpOptimWrapper`` refuses a CPU. bfloat16 has the range of float32, so losses are
+    not scaled. The arguments are those of MMEngine's ``OptimWrapper``.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of the forward pass: autocast, and no communication that can wait."""
+        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+            yield
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

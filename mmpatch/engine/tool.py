@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 import re
-import sys
 import textwrap
 from difflib import get_close_matches
 from pathlib import Path
@@ -228,16 +227,24 @@ def join_ranks_on_cpu(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**(cfg.get('model_wrapper_cfg') or wrapper), 'device_ids': None}
 
 
-def check_precision(cfg: Config) -> None:
-    """Refuse mixed precision on a CPU, which MMEngine does not support.
+def set_precision(cfg: Config, is_mixed: bool) -> None:
+    """Turn mixed precision on: MMEngine's on a GPU, bfloat16 on a CPU, which MMEngine refuses.
 
     Raises:
-        SystemExit: If the config asks for it; says in one line what to leave out.
+        ValueError: If it is not to be turned on, but the config asks for MMEngine's on a CPU.
     """
-    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
-        sys.exit(
-            'error: MMEngine has no mixed precision on a CPU: leave out --amp, or add '
-            '--cfg-options optim_wrapper.type=OptimWrapper if the config asks for it'
+    wrapper, is_on_cpu = cfg.optim_wrapper, get_device() == 'cpu'
+    if is_mixed and is_on_cpu:
+        wrapper.type = 'mmpatch.BFloat16OptimWrapper'
+        for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of MMEngine's
+            wrapper.pop(key, None)
+    elif is_mixed:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    elif is_on_cpu and wrapper.get('type') == 'AmpOptimWrapper':
+        raise ValueError(
+            'the config asks for AmpOptimWrapper, which needs a GPU: add --amp to train in '
+            'bfloat16, or --cfg-options optim_wrapper.type=OptimWrapper to train in float32'
         )
 
 
