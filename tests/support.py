@@ -1,10 +1,12 @@
-"""Running the project's tools as a user would."""
+"""Running the project's tools as a user would, and a server of files."""
 
+import http.server
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 
@@ -48,6 +50,46 @@ def relative_error(a, b):
 def child_environment():
     """Environment of a child process: one thread, and the package as the tests see it."""
     return {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+class FileServer(http.server.ThreadingHTTPServer):
+    """Serves a file on this machine, and may break off.
+
+    Attributes:
+        breaks: After how many bytes each of the first answers ends.
+        tag: ETag of the file; only with one can an answer start in its middle.
+        location: Where every address redirects to, if it does.
+        asked: First byte that each request asked for.
+    """
+
+    def __init__(self, data, breaks=(), tag='"1"', location=''):
+        super().__init__(('127.0.0.1', 0), _FileHandler)
+        self.data, self.breaks, self.tag, self.location = data, list(breaks), tag, location
+        self.asked = []
+        self.url = f'http://127.0.0.1:{self.server_port}'
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *args):
+        self.shutdown()
+        super().__exit__(*args)
+
+
+class _FileHandler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, start = self.server, 0
+        if server.tag and self.headers.get('If-Range') == server.tag:
+            start = int(self.headers['Range'].removeprefix('bytes=').removesuffix('-'))
+        server.asked.append(start)
+        self.send_response(302 if server.location else 206 if start else 200)
+        self.send_header('Location', server.location)
+        self.send_header('ETag', server.tag)
+        self.send_header('Content-Length', str(len(server.data) - start))
+        self.end_headers()
+        end = server.breaks.pop(0) if server.breaks else len(server.data)
+        self.wfile.write(server.data[start : start + end])
+
+    def log_message(self, *_):
+        pass
 
 
 def call_tool(monkeypatch, script, *arguments):

@@ -6,10 +6,9 @@ import io
 import os
 import pickle
 import re
+import shutil
 import sys
-import time
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +20,10 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from safetensors.torch import save_file
 
 import mmpatch  # noqa: F401
-from mmpatch.compat.safe_load import download, load_from_http
+from mmpatch.checkpoint.load import read_checkpoint
+from mmpatch.compat.safe_load import download
+
+from support import FileServer
 
 
 def load(path):
@@ -57,23 +59,16 @@ class Payload:
         return os.system, (self.command,)
 
 
-def serve(monkeypatch, path):
-    """Let torch's hub, MMEngine's tables of URLs and MMEngine's storage know one file."""
-    url = path.as_uri().replace('file://', 'http://localhost')
+def enter_zoo(monkeypatch, path, url):
+    """Let MMEngine's tables of URLs and MMEngine's storage know one file."""
     monkeypatch.setenv('TORCH_HOME', str(path.parent / 'hub'))
-
-    def copy(url, dst, *args):
-        Path(dst).write_bytes(path.read_bytes())
-
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', copy)
     for table in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
         monkeypatch.setattr(mmengine_checkpoint, table, lambda: {'net': url, 'local': str(path)})
     storage = SimpleNamespace(get=lambda name: path.read_bytes())
     monkeypatch.setattr(mmengine_checkpoint, 'get_file_backend', lambda *args, **kwargs: storage)
-    pavi = SimpleNamespace(name='x', download=lambda dst: copy('', dst))
+    pavi = SimpleNamespace(name='x', download=lambda dst: shutil.copy(path, dst))
     modules = SimpleNamespace(modelcloud=SimpleNamespace(get=lambda name: pavi))
     monkeypatch.setitem(sys.modules, 'pavi', modules)
-    return url
 
 
 SOURCES = (
@@ -95,12 +90,32 @@ SOURCES = (
 def test_foreign_code_is_refused_and_not_run(tmp_path, source, monkeypatch):
     path = tmp_path / 'evil.pth'
     torch.save({'state_dict': Payload(f'touch {tmp_path}/ran')}, path)
-    url = serve(monkeypatch, path)
-    with pytest.raises(pickle.UnpicklingError, match=r'posix\.system') as error:
-        load({'path': path, 'url': url}.get(source, source))
+    with FileServer(path.read_bytes()) as server:
+        url = f'{server.url}/evil.pth'
+        enter_zoo(monkeypatch, path, url)
+        with pytest.raises(pickle.UnpicklingError, match=r'posix\.system') as error:
+            read_checkpoint({'path': str(path), 'url': url}.get(source, source))
     assert not (tmp_path / 'ran').exists()
-    if source in ('path', 'url', 'torchvision://net', 'mmcls://net'):
-        assert re.search(r'evil\.pth is refused.*weights_only=False', str(error.value))
+    assert re.search(r'(evil\.pth|://\w+) is refused.*weights_only=False', str(error.value))
+
+
+@pytest.mark.parametrize('source', SOURCES[2:])
+def test_damage_is_named_whatever_the_scheme(tmp_path, source, monkeypatch):
+    path = tmp_path / 'net.pth'
+    torch.save({'w': torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with FileServer(path.read_bytes()) as server:
+        enter_zoo(monkeypatch, path, f'{server.url}/net.pth')
+        with pytest.raises(RuntimeError, match=r'(net\.pth|://\w+) is damaged') as error:
+            read_checkpoint(source)
+    assert str(error.value).count('is damaged') == 1
+
+
+def test_names_that_no_table_has_are_named(monkeypatch, tmp_path):
+    enter_zoo(monkeypatch, tmp_path, '')
+    for scheme in ('torchvision', 'modelzoo', 'mmcls', 'openmmlab', 'open-mmlab'):
+        with pytest.raises(RuntimeError, match=f"checkpoint {scheme}://resnet .*: 'resnet'"):
+            read_checkpoint(f'{scheme}://resnet')
 
 
 @pytest.mark.parametrize('protocol', range(2, 6))
@@ -141,33 +156,63 @@ def test_pickles_that_are_cut_off_are_named(tmp_path):
 def test_failed_download_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
     with pytest.raises(OSError, match=r'none\.pth cannot be downloaded.*give its path'):
-        load_from_http((tmp_path / 'none.pth').as_uri())
+        load('http://127.0.0.1:9/none.pth')
 
 
 def test_a_download_of_another_hash_is_not_kept(tmp_path):
-    (tmp_path / 'net.pth').write_bytes(b'something')
-    url = (tmp_path / 'net.pth').as_uri()
-    with pytest.raises(RuntimeError, match=r'net\.pth is not the file that was published.*a1311'):
-        download(url, str(tmp_path / 'hub'), sha256='a1311bcf')
-    assert not [*(tmp_path / 'hub').iterdir()]
+    message = r'net\.pth.* is not the file that was published.*a1311'
+    with FileServer(b'something') as server, pytest.raises(RuntimeError, match=message):
+        download(f'{server.url}/net.pth', str(tmp_path), sha256='a1311bcf')
+    assert not [*tmp_path.iterdir()]
 
 
-def fetch(rank, folder, working):
-    """A rank of two; counts the downloads, which take a while."""
+@pytest.mark.parametrize('tag', ['"1"', ''])
+def test_a_download_that_breaks_off_goes_on(tmp_path, tag):
+    data = os.urandom(5000)
+    with FileServer(data, breaks=[1000, 500], tag=tag) as server:
+        assert download(f'{server.url}/a.pth', str(tmp_path), False).read_bytes() == data
+    assert server.asked == ([0, 1000, 1500] if tag else [0, 0, 0])
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_file_that_changes_during_its_download_begins_again(tmp_path):
+    with FileServer(b'a' * 5000, breaks=[1000]) as server:
+        answer = server.finish_request
+
+        def change(*args):
+            answer(*args)
+            server.tag, server.data = '"2"', b'b' * 4000
+
+        server.finish_request = change
+        path = download(f'{server.url}/a.pth', str(tmp_path), False)
+    assert path.read_bytes() == b'b' * 4000
+
+
+def test_half_a_download_is_never_kept(tmp_path):
+    message = r'a\.pth cannot be downloaded \(it broke off 4 times, at last after 400 bytes'
+    with FileServer(bytes(5000), breaks=[100] * 4) as server, pytest.raises(OSError, match=message):
+        download(f'{server.url}/a.pth', str(tmp_path), False)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_only_https_is_downloaded(tmp_path):
+    for url in ('http://example.org/a.pth', 'ftp://localhost/a.pth', 'file:///a.pth'):
+        with pytest.raises(ValueError, match=f'^{url} is not https; fetch'):
+            download(url, str(tmp_path))
+    with FileServer(b'here') as target:  # by another name, a machine like any other
+        other = f'http://127.1:{target.server_port}/a.pth'
+        with FileServer(b'', location=other) as server, pytest.raises(ValueError, match='not ht'):
+            download(f'{server.url}/a.pth', str(tmp_path))
+
+
+def fetch(rank, folder, url):
+    """A rank of two."""
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2
     )
 
-    def slow(url, dst, *args):
-        (folder / f'downloaded-by-{rank}').touch()
-        time.sleep(0.5)
-        if not working:
-            raise OSError('no network')
-        Path(dst).write_bytes(b'x')
-
-    torch.hub.download_url_to_file = slow
     try:
-        download('http://localhost/net.pth', str(folder / 'hub')).read_bytes()
+        download(f'{url}/net.pth', str(folder / 'hub')).read_bytes()
     except OSError as error:
         (folder / f'error-{rank}').write_text(str(error))
     torch.distributed.destroy_process_group()
@@ -176,8 +221,10 @@ def fetch(rank, folder, working):
 @pytest.mark.process
 @pytest.mark.parametrize('working', [True, False])
 def test_one_rank_downloads_and_the_others_wait(tmp_path, working):
-    torch.multiprocessing.start_processes(fetch, (tmp_path, working), 2, start_method='fork')
-    assert [path.name for path in tmp_path.glob('downloaded-by-*')] == ['downloaded-by-0']
+    with FileServer(b'x') as server:
+        url = server.url if working else 'http://127.0.0.1:9'
+        torch.multiprocessing.start_processes(fetch, (tmp_path, url), 2, start_method='fork')
+    assert len(server.asked) == working
     errors = [path.read_text() for path in sorted(tmp_path.glob('error-*'))]
     assert len(errors) == (0 if working else 2) and all('net.pth' in error for error in errors)
 
@@ -265,4 +312,44 @@ def test_arrays_that_are_no_numbers_are_named(tmp_path, kind):
         with zipfile.ZipFile(tmp_path / 'file.npz', 'w') as archive:
             archive.writestr('bad.npy', header.getvalue() + b'0' * 64)
     with pytest.raises(RuntimeError, match=r"file\.npz.*array 'bad'"):
+        load(tmp_path / 'file.npz')
+
+
+CONTENTS = {
+    'a list': [torch.ones(1)],
+    'no state': {'state_dict': None},
+    'a list of pairs': {'state_dict': [('w', torch.ones(1))]},
+    'numbers for names': {'state_dict': {3: torch.ones(1)}},
+    'integers': {'state_dict': {'a.weight': torch.ones(3, dtype=torch.int8)}},
+    'truth values': {'a.bias': torch.ones(3).bool()},
+    'complex numbers': {'a.bias': torch.ones(3) + 1j},
+    'float8': {'w': torch.ones(3).to(torch.float8_e4m3fn)},
+    'sparse': {'w': torch.eye(3).to_sparse()},
+    'meta': {'w': torch.empty(3, device='meta')},
+    'beyond float32': {'w': torch.tensor([1e300], dtype=torch.float64)},
+    'beyond memory': {'w': torch.ones(1, 1).expand(600_000, 600_000)},
+}
+
+
+@pytest.mark.parametrize('kind', CONTENTS)
+def test_what_cannot_be_weights_is_refused_on_every_route(tmp_path, kind, monkeypatch):
+    torch.save(CONTENTS[kind], tmp_path / 'file.pth')
+    enter_zoo(monkeypatch, tmp_path / 'file.pth', '')
+    for source in (tmp_path / 'file.pth', 'openmmlab://local', 'pavi://net', 's3://net'):
+        message = r'^checkpoint \S*(file\.pth|://\w+) (holds no|has)'
+        with pytest.raises(ValueError, match=message):
+            read_checkpoint(str(source))
+
+
+def test_integers_that_are_no_weights_load(tmp_path):
+    torch.save({'bn.num_batches_tracked': torch.tensor(3)}, tmp_path / 'file.pth')
+    assert load(tmp_path / 'file.pth')['bn.num_batches_tracked'] == 3
+
+
+def test_archives_that_unpack_to_far_more_are_refused(tmp_path):
+    archive = zipfile.ZipFile(tmp_path / 'file.npz', 'w', zipfile.ZIP_DEFLATED, compresslevel=1)
+    with archive, archive.open('w.npy', 'w', force_zip64=True) as record:
+        for _ in range(35):
+            record.write(bytes(2**26))
+    with pytest.raises(RuntimeError, match=r'file\.npz .*: it would unpack to 2 GB'):
         load(tmp_path / 'file.npz')

@@ -10,9 +10,13 @@ import hashlib
 import os
 import pickle
 import re
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -26,6 +30,10 @@ from mmpatch.compat.weight_files import read_weights
 
 HUB_SCHEME = 'hf-hub:'
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+#: Hosts that http is allowed from.
+LOOPBACK = ('localhost', '127.0.0.1', '::1')
+#: How often a download is begun or continued.
+TRIES = 4
 
 
 def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs the name's end
@@ -45,10 +53,10 @@ def download(
 ) -> Path:
     """Download a file unless the folder has it. In distributed runs all ranks must call this.
 
-    The first rank of each machine downloads, the others wait for it.
+    The first rank of each machine downloads, the others wait for it. Half a file is never kept.
 
     Args:
-        url: Address of the file.
+        url: Address of the file: https, or http on this machine.
         folder: Where to keep it, by default ``checkpoints`` in torch's hub folder.
         progress: Whether to show a progress bar.
         sha256: First digits of the SHA-256 that the file must have.
@@ -56,29 +64,67 @@ def download(
     Raises:
         OSError: If it cannot be downloaded.
         RuntimeError: If its SHA-256 differs. Such a download is not kept.
+        ValueError: If the address, or one that it redirects to, is not https.
     """
+    _check_url(url)
     path = Path(folder or f'{torch.hub.get_dir()}/checkpoints') / cached_name(url)
     first = not dist.is_distributed() or int(os.environ.get('LOCAL_RANK', dist.get_rank())) == 0
     try:
         if first and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), sha256, progress)
-    except OSError as error:
+            _fetch(url, path, sha256, progress)
+    except (OSError, HTTPException) as error:
         raise OSError(
             f'{url} cannot be downloaded ({error}); fetch it elsewhere and put it at {path}, or '
             'give its path (in init_cfg.checkpoint or load_from)'
         ) from error
-    except RuntimeError as error:
-        raise RuntimeError(f'{url} is not the file that was published: {error}') from error
     finally:
         dist.barrier()
     if not path.is_file():
         raise OSError(f'{url} was not downloaded; see the error of the first rank of this machine')
-    # torch.hub compares the hash of a download only, not of a file that was there before
-    if sha256 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
-        reason = f'its SHA-256 does not start with {sha256}; delete it and load again'
-        raise RuntimeError(f'{path} is not the file that was published at {url}: {reason}')
+    _check_hash(path, url, sha256)  # also of a file that was there before
     return path
+
+
+def _check_url(url: str) -> None:
+    parts = urlparse(url)
+    if parts.scheme != 'https' and (parts.scheme != 'http' or parts.hostname not in LOOPBACK):
+        raise ValueError(f'{url} is not https; fetch the file elsewhere and give its path')
+
+
+def _fetch(url: str, path: Path, sha256: str | None, progress: bool) -> None:
+    """Download beside the path and rename what is whole; go on after a break, by the ETag."""
+    part, tag = path.with_name(f'{path.name}.{uuid4().hex}.part'), ''
+    try:
+        with part.open('wb') as file:
+            for _ in range(TRIES):
+                start = file.tell() if tag else 0
+                headers = {'Range': f'bytes={start}-', 'If-Range': tag} if tag else {}
+                with urlopen(Request(url, headers=headers), timeout=60) as answer:
+                    _check_url(answer.url)
+                    file.truncate(file.seek(start if answer.status == 206 else 0))
+                    tag, length = answer.headers.get('ETag', ''), answer.length
+                    end = None if length is None else file.tell() + length
+                    bar = torch.hub.tqdm(total=length, disable=not progress, unit='B')
+                    with bar, suppress(ConnectionError, HTTPException, TimeoutError):
+                        while chunk := answer.read(2**20):
+                            bar.update(file.write(chunk))
+                        if end in (None, file.tell()):
+                            break
+            else:
+                raise OSError(f'it broke off {TRIES} times, at last after {file.tell()} bytes')
+        _check_hash(part, url, sha256)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_hash(path: Path, url: str, sha256: str | None) -> None:
+    if sha256 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+        raise RuntimeError(
+            f'{path} is not the file that was published at {url}: its SHA-256 does not start with '
+            f'{sha256}; delete it and load again'
+        )
 
 
 def load_from_hub(filename: str, map_location: Any = None) -> Any:

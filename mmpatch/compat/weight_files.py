@@ -39,6 +39,12 @@ ARRAY_TYPES: dict[str, Any] = {
         )
     },
 }
+#: Most numbers in an expanded view, which can claim any size; no tensor of a backbone has as many.
+MAX_EXPANDED = 2**24
+#: Start of messages that name the file already.
+NAMED = (
+    r'checkpoint .+ (is|has|holds) |\S+ (cannot be downloaded|is not (a checkpoint|the file|ht))'
+)
 #: Words in torch's messages about types that a pickle must not hold.
 REFUSALS = 'GLOBAL|allowlisted|unrecognized function|Unsupported attribute'
 
@@ -55,12 +61,49 @@ def read_weights(path: Path, map_location: Any = None) -> Any:
         pickle.UnpicklingError: If it holds a type that :mod:`mmpatch.compat.safe_load` does not
             allow; the message names the type.
         RuntimeError: If it is damaged, cut off or no checkpoint.
+        ValueError: If it is no dict of tensors, or if some cannot be weights.
     """
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
+    content = _read_file(path, map_location)
+    check_content(content, str(path))
+    return content
+
+
+def check_content(content: Any, name: str) -> None:
+    """Raise a ValueError if a checkpoint is no dict of tensors, or if some cannot be weights."""
+    state = content.get('state_dict', content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise ValueError(f'checkpoint {name} holds no tensors but a {type(state).__name__}')
+    if wrong := [repr(key) for key in state if not isinstance(key, str)]:
+        raise ValueError(f'checkpoint {name} has keys that are not strings: {", ".join(wrong[:8])}')
+    parts = [content, *(part for part in content.values() if isinstance(part, dict))]
+    tensors = [(k, v) for part in parts for k, v in part.items() if isinstance(v, Tensor)]
+    if wrong := [f'{key} ({why})' for key, value in tensors if (why := _find_fault(key, value))]:
+        listed = ', '.join(wrong[:8])
+        raise ValueError(f'checkpoint {name} has tensors that cannot be weights: {listed}')
+
+
+def _find_fault(key: Any, tensor: Tensor) -> str | None:
+    """Why a tensor cannot be a weight, found before a look at its numbers."""
+    if tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided:
+        return f'{"nested, " * tensor.is_nested}{tensor.layout}, {tensor.device.type} device'
+    is_float, width = tensor.is_floating_point(), tensor.element_size()
+    is_weight = str(key).endswith(('weight', 'bias'))
+    if tensor.is_quantized or (is_float and width == 1) or (is_weight and not is_float):
+        return f'{tensor.dtype}'
+    is_large = tensor.numel() > MAX_EXPANDED
+    if is_large and tensor.numel() * width > tensor.untyped_storage().nbytes():
+        return f'an expanded view of shape {tuple(tensor.shape)}'
+    if tensor.dtype is torch.float64 and (tensor.float().isinf() & tensor.isfinite()).any():
+        return 'with numbers beyond float32'
+    return None
+
+
+def _read_file(path: Path, map_location: Any) -> Any:
     with path.open('rb') as file:
         start = file.read(64)
-    with _name_file(path):
+    with name_file(path):
         if start.startswith(b'PK'):
             return _read_zip(path, map_location)
         # The first 8 bytes are the length of the header, at most 100 MB.
@@ -80,6 +123,9 @@ def read_weights(path: Path, map_location: Any = None) -> Any:
 
 def _read_zip(path: Path, map_location: Any) -> Any:
     with zipfile.ZipFile(path) as archive:
+        size = sum(record.file_size for record in archive.infolist())
+        if size > max(2**31, 20 * path.stat().st_size):  # weights hardly shrink
+            raise ValueError(f'it would unpack to {size / 2**30:.0f} GB')
         names = archive.namelist()
         if any(name.endswith('.npy') for name in names):
             return _read_npz(path)
@@ -121,12 +167,14 @@ def _to_tensors(value: Any) -> Any:
 
 
 @contextmanager
-def _name_file(path: Path) -> Iterator[None]:
+def name_file(path: str | Path) -> Iterator[None]:
     """Name the file in every error, and tell a foreign type from damage."""
     try:
         yield
     except Exception as error:  # a damaged pickle may raise anything
         message = str(error) or type(error).__name__
+        if re.match(NAMED, message) or isinstance(error, ImportError):
+            raise
         refusal = re.search(rf'^.*({REFUSALS}).*$', message, re.MULTILINE)
         if refusal and isinstance(error, pickle.UnpicklingError):
             reason = re.split(r'\. Please| by default', refusal[0].strip())[0]
