@@ -1,0 +1,1 @@
+"""Parts of tools/check_reliability.py: what is broken on purpose, and what must hold then."""
