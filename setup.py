@@ -31,7 +31,11 @@ setup(
     packages=find_packages(include=['mmpatch', 'mmpatch.*']),
     # mmpatch/.mim links to configs, tools and the model index, as `mmpatch::` inheritance expects.
     package_data={
-        'mmpatch': ['py.typed', '.mim/*.yml', '.mim/**/*.py', '.mim/**/*.yml', '.mim/**/*.md']
+        'mmpatch': [
+            'py.typed',
+            '.mim/*.yml',
+            *(f'.mim/**/*.{s}' for s in ('py', 'sh', 'yml', 'md')),
+        ]
     },
     entry_points={'console_scripts': ['mmpatch = mmpatch.command:main']},
     # Without mmcv: pip would install mmcv-lite over a compiled mmcv, or the original over a fork.

@@ -91,7 +91,8 @@ def test_wheel_contains_configs_tools_index_and_licence(wheel):
         for suffix in ('py', 'yml', 'md')
         for file in (ROOT / 'configs').rglob(f'*.{suffix}')
     }
-    tools = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'tools').rglob('*.py')}
+    tools = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'tools').rglob('*.[ps][yh]')}
+    assert 'tools/dist_train.sh' in tools
     for name in configs | tools | {'model-index.yml'}:
         assert f'mmpatch/.mim/{name}' in names, name
     assert [name for name in names if name.endswith('.dist-info/licenses/LICENSE')]
