@@ -123,36 +123,6 @@ def test_a_loss_that_is_not_finite_stops_training(toy, tmp_path):
     assert re.search(r'loss_(cls|bbox)=(nan|inf)', error) and not list(tmp_path.glob('*.pth'))
 
 
-KEEP_RANKS = """
-import torch
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-@HOOKS.register_module()
-class KeepRanks(Hook):
-    def after_train(self, runner):
-        torch.save(runner.model.module.state_dict(), f'{runner.work_dir}/rank{runner.rank}.pth')
-"""
-
-
-def test_two_ranks_train_on_a_cpu(toy, tmp_path):
-    (tmp_path / 'keep_ranks.py').write_text(KEEP_RANKS)
-    (tmp_path / 'config.py').write_text(
-        f"_base_ = '{ROOT}/{SEGMENTOR}'\n"
-        "custom_imports = dict(imports=['keep_ranks'])\n"
-        "custom_hooks = [dict(type='KeepRanks')]\n"
-    )
-    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2]
-    train = ['tools/train.py', tmp_path / 'config.py', '--launcher', 'pytorch']
-    two = options(toy, 'ade', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2')
-    env = {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'CUDA_VISIBLE_DEVICES': ''}
-    run_tool(*launch, *train, '--work-dir', tmp_path, *two, env=env)
-    first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in (0, 1))
-    assert first and all(torch.equal(first[key], second[key]) for key in first)
-    assert last_metric(tmp_path, 'mIoU')['step'] == 2
-
-
 @pytest.mark.parametrize(
     ('arguments', 'error'),
     [

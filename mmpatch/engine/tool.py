@@ -6,7 +6,10 @@ import inspect
 import logging
 import os
 import re
+import subprocess
 import textwrap
+from collections.abc import Iterator
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,12 @@ from mmpatch.engine.model import check_model
 
 #: Hosts, and the extra of this package that installs each.
 HOSTS = {'mmdet': 'det', 'mmseg': 'seg'}
+#: Variables of the environment that hold rank, number of ranks and rank on the machine.
+RANKS = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': tuple(f'OMPI_COMM_WORLD_{name}' for name in ('RANK', 'SIZE', 'LOCAL_RANK')),
+}
 #: What MMEngine's runner reads of a config.
 SETTINGS = [
     *inspect.signature(Runner).parameters,
@@ -71,9 +80,8 @@ def make_parser(
         metavar='KEY=VALUE',
         help='override settings, e.g. model.backbone.arch=s24; data_root=FOLDER moves all data',
     )
-    launchers = ['none', 'pytorch', 'slurm', 'mpi']
     result.add_argument(
-        '--launcher', choices=launchers, default='none', help='what started the processes'
+        '--launcher', choices=['none', *RANKS], default='none', help='what started the processes'
     )
     # torch.distributed.launch passes the second form
     result.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -94,7 +102,9 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         SystemExit: If the config cannot be read, a file or data is missing, the host is not
             installed or parts of the model do not match, in one line.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # MMEngine reads LOCAL_RANK under every launcher, and so do downloads
+    variable = RANKS.get(args.launcher, RANKS['pytorch'])[2]
+    os.environ['LOCAL_RANK'] = os.environ.get(variable, str(args.local_rank))
     for line in compat.install():
         print_log(line, logger='current')
     if keep_freed_memory():
@@ -123,7 +133,12 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     if not any(hook['type'] == 'mmpatch.CheckInvalidLossHook' for hook in own):
         hooks.append('mmpatch.CheckInvalidLossHook')
     cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
-    if args.launcher == 'pytorch' and get_device() == 'cpu':
+    if args.launcher != 'none' and get_device() == 'cpu':
+        if norms := list(find_sync_norms(cfg.model, 'model')) if 'train' in splits else []:
+            raise ValueError(
+                f'{", ".join(norms)}: SyncBN trains on GPUs only; on CPU ranks, add --cfg-options '
+                + ' '.join(f'{norm}=BN' for norm in norms)
+            )
         join_ranks_on_cpu(cfg)
     return cfg
 
@@ -213,18 +228,43 @@ def import_host(cfg: Config, source: str) -> str:
 
 
 def join_ranks_on_cpu(cfg: Config) -> None:
-    """Join the processes that ``torchrun`` started, over gloo, and wrap the model for a CPU.
+    """Join the processes that a launcher started, over gloo, and wrap the model for a CPU.
 
-    MMEngine assumes a GPU for both, but uses a process group that exists already. Synchronised
-    batch norms (SyncBN) still need a GPU.
+    MMEngine assumes a GPU for both, but uses a process group that exists already.
+
+    Raises:
+        LookupError: If the launcher has not set what says where the other processes are.
     """
-    torch.distributed.init_process_group('gloo')
+    env, names = os.environ, RANKS[cfg.launcher]
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in env and 'SLURM_NODELIST' in env:
+        command = ['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']]
+        env['MASTER_ADDR'] = subprocess.check_output(command, text=True).split()[0]
+    env.setdefault('MASTER_PORT', '29500')  # torch's
+    if missing := [name for name in (*names, 'MASTER_ADDR') if name not in env]:
+        raise LookupError(
+            f'--launcher {cfg.launcher}: {", ".join(missing)} not in the environment. torchrun '
+            '(tools/dist_train.sh), srun (tools/slurm_train.sh) or mpirun must start the processes'
+        )
+    env.update(zip(RANKS['pytorch'], [env[name] for name in names], strict=True))
+    seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    timeout = timedelta(seconds=seconds) if seconds else None
+    torch.distributed.init_process_group('gloo', timeout=timeout)
     wrapper = {
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,
         'find_unused_parameters': cfg.get('find_unused_parameters', False),
     }
     cfg.model_wrapper_cfg = {**(cfg.get('model_wrapper_cfg') or wrapper), 'device_ids': None}
+
+
+def find_sync_norms(part: Any, place: str) -> Iterator[str]:
+    """Places in a config of batch norms that learn and are synchronised between GPUs."""
+    items = dict(enumerate(part)) if isinstance(part, list) else part
+    if isinstance(items, dict) and not items.get('norm_eval'):
+        if 'SyncBN' in str(items.get('type')):
+            yield f'{place}.type'
+        for key, value in items.items():
+            yield from find_sync_norms(value, f'{place}.{key}')
 
 
 def set_precision(cfg: Config, is_mixed: bool) -> None:
