@@ -53,7 +53,10 @@ NOT_RUN = {
     'pip ': 'changes the environment; test_wheel installs the wheel',
     'uv ': 'changes the environment',
     'python -m build': 'test_wheel builds it',
-    'torchrun ': 'starts eight processes; test_tools starts two',
+    **dict.fromkeys(
+        ('torchrun ', 'tools/dist_', 'tools/slurm_', 'NNODES=', 'GPUS='),
+        'starts eight processes or more; test_processes starts two',
+    ),
     'python -m mmpatch reproduce fpn_': 'downloads a released model; test_reproduce makes its own',
     'python -m mmpatch reproduce retinanet': 'needs a released model; test_reproduce makes one',
     'python -m mmpatch convert model_final': 'needs a released file; test_whole makes one',
