@@ -42,9 +42,7 @@ ARRAY_TYPES: dict[str, Any] = {
 #: Most numbers in an expanded view, which can claim any size; no tensor of a backbone has as many.
 MAX_EXPANDED = 2**24
 #: Start of messages that name the file already.
-NAMED = (
-    r'checkpoint .+ (is|has|holds) |\S+ (cannot be downloaded|is not (a checkpoint|the file|ht))'
-)
+NAMED = r'checkpoint .+ (is|has|holds|does) |\S+ (cannot be down|is not (a check|the file|ht))'
 #: Words in torch's messages about types that a pickle must not hold.
 REFUSALS = 'GLOBAL|allowlisted|unrecognized function|Unsupported attribute'
 
