@@ -111,37 +111,53 @@ def fork_tool(folder, script, *arguments):
     Returns:
         Exit status, 70 for an exception, and what was printed.
     """
-    output = folder / 'output'
+    log = folder / 'output'
     child = os.fork()
     if not child:
-        with output.open('w') as file:
+        run_words([ROOT / script, *arguments], folder, log)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
+
+
+def run_words(words, folder, log, **environment):
+    """Do what `python WORDS` does in a folder, and end this process, which was made for it."""
+    status = 70
+    try:
+        with open(log, 'w') as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        os._exit(_run_script(folder, str(ROOT / script), *map(str, arguments)))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output.read_text()
-
-
-def _run_script(folder, script, *arguments):
-    status = 0
-    sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')
-    try:
+        sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')
         os.chdir(folder)
-        os.environ['MMPATCH_KEEP_HEAP'] = '0'
-        sys.argv = [script, *arguments]
-        sys.path.insert(0, os.path.dirname(script))
+        environment |= {'LOCAL_RANK': '0', 'MPLBACKEND': 'Agg', 'MMPATCH_KEEP_HEAP': '0'}
+        os.environ |= environment
+        tempfile.tempdir = str(folder)
+        torch.set_num_threads(1)
         for kind in (MMLogger, Visualizer):  # those of earlier tests, of another level or host
             kind._instance_dict.clear()
-        runpy.run_path(script, run_name='__main__')
+        _run_words(*map(str, words))
+        status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
-        status = 70
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _run_words(first, *others):
+    if first == '-c':
+        sys.argv = ['-c', *others[1:]]
+        exec(others[0], {'__name__': '__main__'})
+    elif first == '-m':
+        sys.argv = [*others]
+        runpy.run_module(others[0], run_name='__main__')
+    else:
+        sys.argv = [first, *others]
+        sys.path.insert(0, str(Path(first).resolve().parent))
+        runpy.run_path(first, run_name='__main__')
 
 
 def run_tool(*command, cwd=ROOT, check=True, env=None, **kwargs):
@@ -157,24 +173,3 @@ def run_tool(*command, cwd=ROOT, check=True, env=None, **kwargs):
     if check and result.returncode:
         raise AssertionError(result.stdout[-2000:] + result.stderr[-4000:])
     return result
-
-
-def run_in_fork(words, folder, log, cache):
-    """Do what `python WORDS` does, as target of a process of multiprocessing's fork server."""
-    os.chdir(folder)
-    os.environ |= {'TORCH_HOME': str(cache), 'LOCAL_RANK': '0', 'MPLBACKEND': 'Agg'}
-    tempfile.tempdir = str(folder)
-    with open(log, 'w') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    if words[0] == '-c':
-        sys.argv = ['-c', *words[2:]]
-        exec(words[1], {'__name__': '__main__'})
-    else:
-        sys.argv = words
-        sys.path.insert(0, str(Path(words[0]).resolve().parent))
-        run, name = runpy.run_path, words[0]
-        if name == '-m':
-            run, name, sys.argv = runpy.run_module, words[1], words[1:]
-        run(name, run_name='__main__')

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from mmpatch.engine import check_model
 from mmpatch.engine.build import build_model
 from mmpatch.registry import MODELS
 
-from support import ROOT, child_environment, run_in_fork
+from support import ROOT, child_environment, run_words
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 PAGES = sorted(
@@ -301,14 +302,15 @@ def published(tmp_path_factory):
     return cache
 
 
-def run_words(words, *arguments):
+def run_in_process(words, folder, log, cache):
     """Run `python WORDS` in a process of its own, which does not import the hosts again."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=run_in_fork, args=(words, *arguments))
+    target = partial(run_words, TORCH_HOME=str(cache))
+    process = context.Process(target=target, args=(words, folder, log))
     process.start()
     process.join()
-    assert process.exitcode == 0, f'{shlex.join(words)}\n{arguments[1].read_text()[-3000:]}'
+    assert process.exitcode == 0, f'{shlex.join(words)}\n{log.read_text()[-3000:]}'
 
 
 @pytest.mark.parametrize('commands', list_shell_blocks())
@@ -316,7 +318,7 @@ def test_commands(commands, workspace, toy, checkpoint, released, published, tmp
     for command in commands:
         words = shrink(command, toy, checkpoint, released)
         assert words[0] == 'python', command
-        run_words(words[1:], workspace, tmp_path / 'log', published)
+        run_in_process(words[1:], workspace, tmp_path / 'log', published)
 
 
 def test_notebook(workspace, published, tmp_path):
@@ -326,7 +328,7 @@ def test_notebook(workspace, published, tmp_path):
     text = '\n\n'.join(''.join(cell['source']) for cell in cells)
     (tmp_path / 'cells.py').write_text(text)
     log = tmp_path / 'log'
-    run_words([str(tmp_path / 'cells.py')], workspace, log, published)
+    run_in_process([str(tmp_path / 'cells.py')], workspace, log, published)
     assert 'largest difference' in log.read_text()
 
 
