@@ -220,6 +220,7 @@ def test_table_and_files(monkeypatch, tmp_path, capsys):
         (('--out', 'none/a.md'), 'there is no folder none'),
         (('--shape', 1, 2, 3), 'give height and width'),
         (('--cfg-options', 'model.depth'), 'write KEY=VALUE'),
+        (('--cfg-options', 'model.depth=1'), 'settings of a config, and there is none (.py)'),
     ],
 )
 def test_wrong_arguments_get_one_line(monkeypatch, capsys, arguments, message):
@@ -233,21 +234,29 @@ def test_images_that_are_too_small_get_one_line(monkeypatch):
         call_tool(monkeypatch, TOOL, 'vit-base', '--shape', 8)
 
 
+@pytest.mark.hosts
+def test_configs_of_the_same_name_are_both_listed(monkeypatch, tmp_path):
+    base = "_base_ = 'mmpatch::demo/fpn_poolformer-nano_toy-ade20k.py'\n"
+    for folder, depth in (('a', 1), ('b', 2)):
+        (tmp_path / folder).mkdir()
+        change = f'model = dict(backbone=dict(depths=(1, 1, 1, {depth})))\n'
+        (tmp_path / folder / 'mine.py').write_text(base + change)
+    files = tmp_path / 'a/mine.py', tmp_path / 'b/mine.py'
+    rows = run(monkeypatch, tmp_path / 'a.csv', *files, '--shape', 64)
+    first, second = rows['mine', 'all'], rows[str(files[1]), 'all']
+    assert int(first['parameters']) < int(second['parameters'])
+
+
 @pytest.mark.parametrize(
-    ('content', 'message'),
+    'content',
     [
-        ('{', 'cannot be read: '),
-        ('{"model_type": "vit"}', 'has no type of mmpatch, as mmpatch.save_pretrained writes it'),
-        ('{"type": "pathlib.Path.touch"}', 'has no type of mmpatch'),
-        (
-            '{"type": "mmpatch.PoolFormer", "norm": {"type": "os.system"}}',
-            "has type='os.system', no known class",
-        ),
+        '{"type": "os.system", "command": "touch ran"}',
+        '{"type": "mmpatch.PoolFormer", "norm": {"type": "os.system"}}',
     ],
 )
-def test_configs_of_strangers_call_nothing(monkeypatch, tmp_path, content, message):
+def test_configs_of_strangers_call_nothing(monkeypatch, tmp_path, content):
     (tmp_path / 'config.json').write_text(content)
-    with pytest.raises(SystemExit, match=f'^error: .*config.json {message}'):
+    with pytest.raises(SystemExit, match="^error: .*json has type='os.system', no known class"):
         call_tool(monkeypatch, TOOL, tmp_path)
 
 

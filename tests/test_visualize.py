@@ -234,6 +234,11 @@ def test_views_are_drawn(monkeypatch, tmp_path, view, made, options):
     if view == 'weights':
         made = [f'weights-{part}_poolformer-s12-ppaa.png' for part in made]
     assert pictures(tmp_path) == made
+    if view == 'features':  # of another photograph, which does not replace the first
+        Image.new('RGB', (80, 40), (255, 0, 0)).save(tmp_path / 'my dog.jpg')
+        call_tool(monkeypatch, TOOL, view, 'poolformer-s12-ppaa', tmp_path / 'my dog.jpg', *out)
+        made = [*made, 'features_poolformer-s12-ppaa_my-dog.png']
+        assert pictures(tmp_path) == [*made, 'my dog.jpg']
     for name in made:
         assert Image.open(tmp_path / name).convert('L').getextrema()[0] < 100
 
@@ -266,9 +271,10 @@ def test_cam_of_a_detector_and_a_segmentor(config, label):
         (('affinity', 'poolformer-s12', '--class-token'), 'sees no class token'),
         (('affinity', 'poolformer-s12', '--blocks', '99'), 'there are blocks 1 to 12'),
         (('cam', 'poolformer-s12', '--class', 'dog'), 'is a backbone without classes'),
+        (('erf', 'poolformer-s12', '--out', '/proc/none'), "'/proc/none'"),
     ],
 )
 def test_mistakes_get_one_line(monkeypatch, tmp_path, arguments, message):
     monkeypatch.syspath_prepend(ROOT / 'tools')
     with pytest.raises(SystemExit, match=f'error: .*{message}'):
-        call_tool(monkeypatch, TOOL, *arguments, '--size', 64, '--out', tmp_path)
+        call_tool(monkeypatch, TOOL, arguments[0], '--out', tmp_path, '--size', 64, *arguments[1:])

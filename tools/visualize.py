@@ -111,12 +111,15 @@ def main() -> None:
         parser.error(f'--size {args.size} --seed {args.seed}: at least 32, and 0')
     if args.view == 'affinity' and not all(0 <= place <= 1 for place in args.at):
         parser.error(f'--at {args.at[0]:g} {args.at[1]:g}: both from 0 to 1')
+    if args.cfg_options and not args.network.endswith('.py'):
+        parser.error(f'--cfg-options are settings of a config (.py), not of {args.network}')
     warnings.simplefilter('ignore')  # of the hosts, on every part that they build
     change = cam.let_all_through if args.view == 'cam' else None
     subject = load_subject(args.network, args.checkpoint, args.cfg_options, args.seed, change)
     args.out.mkdir(parents=True, exist_ok=True)
     print(f'{args.view} of {subject.title}', file=sys.stderr, flush=True)
-    name = re.sub(r'\W+', '-', subject.name).strip('-')
+    files = [Path(file).stem for file in (args.photo, args.checkpoint) if file]
+    name = '_'.join(re.sub(r'\W+', '-', part).strip('-') for part in (subject.name, *files))
     for part, figure in draw(args, subject):
         picture.save(figure, args.out / f'{args.view}{"-" * bool(part)}{part}_{name}.png')
 

@@ -21,7 +21,7 @@ MOST_STAGES = 8
 def list_networks() -> dict[str, dict[str, Any]]:
     """Name, such as 'poolformer-s12' -> what a registry builds it from, of all families."""
     return {
-        f'{_get_prefix(family)}-{arch.replace("/", "-")}': {
+        f'{getattr(family, "NAME", "") or family.__name__.lower()}-{arch.replace("/", "-")}': {
             'type': f'mmpatch.{family.__name__}',
             'arch': arch,
         }
@@ -40,8 +40,8 @@ def find_network(name: str) -> dict[str, Any]:
             :func:`mmpatch.save_pretrained` wrote, with its weights.
 
     Raises:
-        ValueError: If there is no such network, the message names the nearest; or if the folder is
-            another project's, or its config names what is no known class.
+        ValueError: If there is no such network, the message names the nearest; or if the config of
+            a folder names what is no known class.
     """
     if name.startswith(SCHEME):
         entry = find_published(name)
@@ -50,7 +50,9 @@ def find_network(name: str) -> dict[str, Any]:
         return _find_timm(name.removeprefix(TIMM_SCHEME))
     file = Path(name, CONFIG_FILE)
     if file.is_file():
-        return {**_read_config(file), 'init_cfg': _load(name)}
+        found = json.loads(file.read_text())
+        check_types(found, str(file))  # which may be a stranger's
+        return {**found, 'init_cfg': _load(name)}
     table = list_networks()
     family, _, arch = name.removeprefix('mmpatch.').partition(':')
     table |= {f'{x["type"]}:{x["arch"]}': x for x in table.values()} if arch else {}
@@ -59,22 +61,6 @@ def find_network(name: str) -> dict[str, Any]:
         return table[key]
     near = ', '.join(get_close_matches(key, table)) or 'none is similar'
     raise ValueError(f'no network {name!r}; nearest: {near}. mmpatch.list_models() lists all')
-
-
-def _get_prefix(family: Any) -> str:
-    return getattr(family, 'NAME', '') or family.__name__.lower()
-
-
-def _read_config(file: Path) -> Any:
-    """Read the config of a folder, which may come from a stranger."""
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f'{file} cannot be read: {error}') from error
-    if not isinstance(found, dict) or not str(found.get('type')).startswith('mmpatch.'):
-        raise ValueError(f'{file} has no type of mmpatch, as mmpatch.save_pretrained writes it')
-    check_types(found, str(file))
-    return found
 
 
 def _load(checkpoint: str) -> dict[str, str]:

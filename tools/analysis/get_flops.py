@@ -71,6 +71,8 @@ def main() -> None:
         parser.error(f'--out {args.out}: write a .csv or a .md file')
     if args.out and not args.out.parent.is_dir():
         parser.error(f'--out {args.out}: there is no folder {args.out.parent}')
+    if args.cfg_options and not any(name.endswith('.py') for name in args.networks):
+        parser.error('--cfg-options are settings of a config, and there is none (.py)')
     warnings.simplefilter('ignore')  # of the hosts, on every part that they build
     shape = args.shape and (args.shape[0], args.shape[-1])
     found: Counts = {}
@@ -79,7 +81,8 @@ def main() -> None:
         size = shape or SHAPES[cfg.get('default_scope')]
         if 'model' in cfg:  # some heads take half a minute
             print(f'counting {name} at {size[0]}x{size[1]}', file=sys.stderr, flush=True)
-        found[shorten(name), size] = count_network(name, cfg, size)
+        short = shorten(name)  # unless configs of two folders share their name
+        found[name if (short, size) in found else short, size] = count_network(name, cfg, size)
     print(format_table(found), end='')
     if args.out and args.out.suffix == '.md':
         args.out.write_text(format_table(found))
