@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import pickle
+import resource
+import signal
 import sys
 
 import huggingface_hub
@@ -56,6 +59,22 @@ def test_a_folder_is_a_network_and_its_weights(saved):
     cfg = read_network(str(folder))
     assert cfg.backbone.init_cfg.checkpoint == str(folder)
     assert build_network(cfg).load_file(checkpoint=str(folder)).new == []
+
+
+def test_a_full_disk_leaves_the_older_files(saved):
+    _, folder = saved
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            mmpatch.save_pretrained(PoolFormer('s12', **TINY), folder)
+        except Exception:
+            os._exit(3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_copies_keep_the_arguments(saved):

@@ -12,7 +12,7 @@ detectron2. DST is then a checkpoint for tools/test.py.
 """
 
 import argparse
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 import mmpatch
 from mmpatch.checkpoint import METAFORMER_LAYOUT, Layout, list_families, load, whole
 from mmpatch.compat import safe_load
+from mmpatch.compat.weight_files import write_whole
 from mmpatch.engine.build import build_model
 from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import OptionAction, override_settings, read_file
@@ -92,13 +93,9 @@ def write(dst: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write ``dst`` completely or not at all."""
     if not dst.parent.is_dir():
         raise FileNotFoundError(f'there is no folder {dst.parent} to write {dst.name} into')
-    part = dst.with_name(f'.{dst.name}.part')
-    try:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        torch.save({'state_dict': contiguous, 'meta': meta}, part)
-        os.replace(part, dst)
-    finally:
-        part.unlink(missing_ok=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    torch.save({'state_dict': contiguous, 'meta': meta}, content := io.BytesIO())
+    write_whole(dst, content.getvalue())
 
 
 def find_network(tensors: dict[str, Tensor], layout: Layout, src: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mmpatch.compat.safe_load import HUB_FILES
+from mmpatch.compat.weight_files import write_whole
 
 #: File beside the weights that says what they fit.
 CONFIG_FILE = 'config.json'
@@ -15,6 +16,8 @@ CONFIG_FILE = 'config.json'
 
 def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> None:
     """Write ``model.safetensors`` and ``config.json`` into a folder, which is made if need be.
+
+    Each file appears when it is complete.
 
     Args:
         model: A backbone of mmpatch. Its type and the arguments that it was made with are the
@@ -34,5 +37,5 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / HUB_FILES[0], metadata={'format': 'pt'})
-    (folder / CONFIG_FILE).write_text(text + '\n')
+    write_whole(folder / HUB_FILES[0], save(tensors, {'format': 'pt'}))
+    write_whole(folder / CONFIG_FILE, f'{text}\n'.encode())

@@ -127,13 +127,8 @@ def _check_hash(path: Path, url: str, sha256: str | None) -> None:
         )
 
 
-def load_from_hub(filename: str, map_location: Any = None) -> Any:
-    """:func:`find_on_hub`, then :func:`read_weights`."""
-    return read_weights(find_on_hub(filename), map_location)
-
-
-def find_on_hub(name: str) -> Path:
-    """Download the weights of ``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION``, once.
+def load_from_hub(name: str, map_location: Any = None) -> Any:
+    """Download the weights of ``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION``, once; read them.
 
     The file is ``model.safetensors`` or, without one, ``pytorch_model.bin``.
 
@@ -141,30 +136,25 @@ def find_on_hub(name: str) -> Path:
         ImportError: If huggingface_hub is not installed.
         OSError: If there is no such file, or it cannot be downloaded.
     """
-    found = (_ask_hub(name, file) for file in HUB_FILES)
-    path = next((path for path in found if path), None)
-    if path is None:
-        raise FileNotFoundError(f'{name} has none of the files {", ".join(HUB_FILES)}')
-    return path
-
-
-def _ask_hub(name: str, file: str) -> Path | None:
-    """One file of a repository; None if it has no such file."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError(f'{name}: {error}; pip install huggingface_hub') from error
     repository, _, revision = name.removeprefix(HUB_SCHEME).partition('@')
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision or None))
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        # offline, a file that is not in the cache is missing, too
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            return None
-        reason = ' '.join(str(error).split())[:200]
-        remedy = 'fetch it elsewhere and give the path of the file'
-        raise OSError(f'{name} cannot be downloaded ({reason}); {remedy}') from error
+    for file in HUB_FILES:
+        try:
+            path = Path(hf_hub_download(repository, file, revision=revision or None))
+        except (OSError, ValueError, EntryNotFoundError) as error:
+            # offline, a file that is not in the cache is missing, too
+            is_local = isinstance(error, LocalEntryNotFoundError)
+            if isinstance(error, EntryNotFoundError) and not is_local:
+                continue
+            reason = ' '.join(str(error).split())[:200]
+            remedy = 'fetch it elsewhere and give the path of the file'
+            raise OSError(f'{name} cannot be downloaded ({reason}); {remedy}') from error
+        return read_weights(path, map_location)
+    raise FileNotFoundError(f'{name} has none of the files {", ".join(HUB_FILES)}')
 
 
 def cached_name(url: str) -> str:

@@ -1,6 +1,7 @@
-"""Reading a weight file. Its first bytes tell the format, not its name."""
+"""Reading a weight file, whose first bytes tell the format, not its name; and writing files."""
 
 import codecs
+import os
 import pickle
 import re
 import zipfile
@@ -117,6 +118,16 @@ def _read_file(path: Path, map_location: Any) -> Any:
     matching = (what for marker, what in OTHER_FORMATS if start.lstrip().startswith(marker))
     what = next(matching, f'starts with {start[:16]!r}' if start else 'empty')
     raise RuntimeError(f'{path} is not a checkpoint but {what}')
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all."""
+    part = path.with_name(f'.{path.name}.part')
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read_zip(path: Path, map_location: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from mmpatch.compat.weight_files import write_whole
+
 #: Folders of drawn pictures and of class maps.
 KINDS = 'pictures', 'class_maps'
 #: Ends the JSON file. Each prediction is written over it, with a new end behind.
@@ -122,9 +124,7 @@ class Writer:
         """Write a picture, completely or not at all; return its path in the folder."""
         path = self.folder / kind / name
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(f'.{name}.part')
-        part.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
-        os.replace(part, path)
+        write_whole(path, cv2.imencode(path.suffix, picture)[1].tobytes())
         return f'{kind}/{name}'
 
     def _add_frame(self, drawn: np.ndarray, rate: float) -> str:
