@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import mmpatch
 from mmpatch.backbones import MetaFormer
 from mmpatch.deployment.graphs import make_graph, measure_difference
 from mmpatch.deployment.symbolic import SymbolicSizes, make_openvino_extensions
@@ -156,6 +157,18 @@ def test_exported_detectors_equal_the_host_at_other_sizes(tmp_path, torch_seed):
             assert (ours[1].diff(dim=1) <= 0).all()
         for ours, value in zip(run(nothing), (0, 0, -1), strict=True):
             assert (ours == value).all()
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize(('score_thr', 'is_warned'), [(0.05, False), (0.99, True)])
+def test_a_check_without_a_box_says_so(tmp_path, monkeypatch, torch_seed, score_thr, is_warned):
+    said = []
+    monkeypatch.setattr(
+        'mmpatch.deployment.export.print_log', lambda line, *_, **__: said.append(line)
+    )
+    model = make_detector({'score_thr': score_thr})
+    mmpatch.export(model, tmp_path / 'a.pt2', input_size=(1, 3, 64, 64), dynamic=())
+    assert ('so no box was compared' in said[-1]) == is_warned
 
 
 @pytest.mark.hosts

@@ -3,6 +3,7 @@
 import copy
 import errno
 import hashlib
+import logging
 import math
 import os
 import shutil
@@ -128,8 +129,8 @@ def export(
             part = Path(folder) / path.name
             _write(found, part, program, metadata, images)
             _, run = read_file(part)
-            differences = [_compare(run, x, reference) for x in batches]
-            difference = torch.tensor(differences).max().item()  # keeps NaN, unlike max()
+            compared = [_compare(run, x, reference) for x in batches]
+            difference = torch.tensor(compared)[:, 0].max().item()  # keeps NaN, unlike max()
             limit = TOLERANCES[precision]
             if not difference <= limit:
                 raise ExportError(
@@ -142,6 +143,9 @@ def export(
         raise ExportError(f'{path} cannot be written: {error}') from error
     line = f'mmpatch.export: {path}, {precision}, differs from torch by {difference:.1e} at most'
     print_log(f'{line}; input: {described["input"]}', logger='current')
+    if not any(has_results for _, has_results in compared):
+        why = 'torch found nothing in pictures of noise, so no box was compared'
+        print_log(f'{path}: {why}; compare predictions on your own', 'current', logging.WARNING)
     return {**metadata, 'error': difference}
 
 
@@ -279,7 +283,8 @@ def _write(found: Any, part: Path, program: Any, metadata: Any, images: Any) -> 
         raise ExportError(f'{name} cannot express this network: {first_line(error)}') from error
 
 
-def _compare(run: Run, x: Tensor, reference: Any) -> float:
+def _compare(run: Run, x: Tensor, reference: Any) -> tuple[float, bool]:
+    """Difference from torch, and whether there was something to compare."""
     with torch.no_grad(), torch.autocast('cpu', enabled=False):
         expected = reference(x)
     try:
@@ -288,6 +293,7 @@ def _compare(run: Run, x: Tensor, reference: Any) -> float:
         shape = 'x'.join(map(str, x.shape))
         raise ExportError(f'the file does not run at {shape}: {first_line(error)}') from error
     if [out.shape for out in outs] != [out.shape for out in expected]:
-        return math.inf
+        return math.inf, True
     threshold = getattr(reference, 'score_thr', 0.0)
-    return measure_difference(reference.kind, outs, expected, threshold)
+    has_results = reference.kind != 'detector' or bool((expected[1] > threshold).any())
+    return measure_difference(reference.kind, outs, expected, threshold), has_results
