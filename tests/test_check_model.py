@@ -9,6 +9,8 @@ from mmengine.config import Config
 import mmpatch
 from mmpatch.engine import check_model
 
+from support import pretrained
+
 pytestmark = pytest.mark.hosts
 RETINANET = 'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
 FOUR = [64, 128, 320, 512]
@@ -184,3 +186,10 @@ def test_a_pooled_output_is_no_level(pooled):
     model['backbone'] = {'type': 'mmpatch.VisionTransformer', 'arch': 'tiny', 'pooled': pooled}
     with pytest.raises(ValueError, match=f"pooled='{pooled}' adds an output.*pooled=None"):
         check_model(model, 'mmseg')
+
+
+def test_pixels_of_four_channels_are_compared_with_three():
+    weights = pretrained('mmpatch://poolformer-s12_in1k', adapt_input=True)
+    backbone = {'type': 'mmpatch.PoolFormer', 'arch': 's12', 'in_channels': 4, 'init_cfg': weights}
+    pixels = {'mean': [0.0] * 4, 'std': None}
+    check_model({'backbone': backbone, 'data_preprocessor': pixels})

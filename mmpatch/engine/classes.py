@@ -63,8 +63,9 @@ def _check_segmentation(place: str, dataset: Any, kind: Any, classes: Any) -> No
             f'{place}.metainfo.classes: {join_first(other)}: not among the {len(fixed)} classes of '
             f"{kind.__name__}; for classes of your own set type='BaseSegDataset'"
         )
-    defaults = inspect.signature(kind).parameters
-    reduced = dataset.get('reduce_zero_label', _default(defaults, 'reduce_zero_label'))
+    # a subclass may hand arguments on as keywords
+    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+    reduced = dataset.get('reduce_zero_label', defaults.get('reduce_zero_label'))
     for step in dataset.get('pipeline') or ():
         own = step.get('reduce_zero_label')  # of LoadAnnotations
         if own is not None and bool(own) != bool(reduced):
@@ -77,16 +78,11 @@ def _check_segmentation(place: str, dataset: Any, kind: Any, classes: Any) -> No
         return
     prefix: dict[str, str] = dataset.get('data_prefix') or {}
     folder = Path(dataset.get('data_root') or '', prefix.get('img_path', ''))
-    suffix = dataset.get('img_suffix', _default(defaults, 'img_suffix'))
+    suffix = dataset.get('img_suffix', defaults.get('img_suffix'))
     if suffix and not any(True for _ in folder.rglob(f'*{suffix}')):
         found = sorted({path.suffix for path in folder.rglob('*.*')})
         hint = f'; set {place}.img_suffix={found[0]!r}' if found else ''
         raise ValueError(f'no file in {folder} ends with {suffix}{hint}')
-
-
-def _default(parameters: Any, name: str) -> Any:
-    """Default of an argument that a subclass may hand on as a keyword."""
-    return parameters[name].default if name in parameters else None
 
 
 def check_heads(model: nn.Module, dataset: Any) -> None:

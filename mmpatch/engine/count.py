@@ -10,7 +10,7 @@ tables.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
+
+from mmpatch.engine.model import as_list
 
 #: Where the stages of a backbone are, in the networks of mmpatch, mmdet, mmseg and timm.
 STAGE = re.compile(
@@ -45,11 +47,7 @@ class Count:
     activations: int = 0
 
     def __add__(self, other: 'Count') -> 'Count':
-        return Count(
-            self.parameters + other.parameters,
-            self.macs + other.macs,
-            self.activations + other.activations,
-        )
+        return Count(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def count(model: Any, size: tuple[int, int], with_heads: bool = True) -> dict[str, Count]:
@@ -183,9 +181,9 @@ def _run_stages(model: Any, maps: list[Tensor]) -> None:
     head = model.roi_head
     rcnn, rpn = model.test_cfg.rcnn, model.test_cfg.get('rpn') or {}
     for kind, number in (('bbox', rpn.get('max_per_img', 1000)), ('mask', rcnn.max_per_img)):
-        extractors = _as_list(getattr(head, f'{kind}_roi_extractor', None))
-        extractors = extractors or _as_list(head.bbox_roi_extractor)
-        for i, part in enumerate(_as_list(getattr(head, f'{kind}_head', None))):
+        extractors = as_list(getattr(head, f'{kind}_roi_extractor', None))
+        extractors = extractors or as_list(head.bbox_roi_extractor)
+        for i, part in enumerate(as_list(getattr(head, f'{kind}_head', None))):
             extractor = extractors[min(i, len(extractors) - 1)]
             size = extractor.roi_layers[0].output_size
             part(maps[0].new_zeros(number, extractor.out_channels, *size))
@@ -200,9 +198,3 @@ def _make_samples(model: Any, x: Tensor) -> list[Any] | None:
     size = tuple(x.shape[2:])
     meta = {'batch_input_shape': size, 'img_shape': size, 'pad_shape': size, 'ori_shape': size}
     return [DetDataSample(metainfo=meta)]
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, nn.ModuleList) else [value]

@@ -54,7 +54,8 @@ def describe_mistake(error: BaseException) -> str | None:
     if isinstance(error, OSError) or (is_raised and is_own and text):
         return text
     if is_raised and module.startswith('mmengine.registry'):
-        return _suggest_types(text)
+        missing = re.match(r'(\S+) is not in the \S+::(.+?) registry', text)
+        return suggest_type(*missing.groups()) if missing else text
     if re.search(WRONG_ARGUMENTS, text) and _is_in_constructor([frame for frame, _ in frames]):
         return (
             f'a type in the config does not take its settings: {text}. Correct the name; if an '
@@ -84,14 +85,6 @@ def _is_in_constructor(frames: list[FrameType]) -> bool:
         frames.pop()
     makers = ('mmengine.registry', 'mmengine.runner')
     return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith(makers)
-
-
-def _suggest_types(text: str) -> str:
-    """Add the nearest names to MMEngine's message that a registry lacks a type."""
-    match = re.match(r'(\S+) is not in the \S+::(.+?) registry', text)
-    if not match:
-        return text
-    return suggest_type(*match.groups())
 
 
 def suggest_type(given: str, kind: str) -> str:

@@ -7,6 +7,7 @@ import warnings
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def check_model(cfg: Any, scope: str | None = None) -> None:
         side = 64 * math.lcm(*backbone.out_strides)
         pairs = zip(backbone.out_channels, backbone.out_strides, strict=True)
         maps = [torch.empty(1, c, side // s, side // s, requires_grad=True) for c, s in pairs]
-        levels = _run_necks(registry, _as_list(cfg.get('neck')), maps)
+        levels = _run_necks(registry, as_list(cfg.get('neck')), maps)
         if levels is None:
             return
         strides = [int(s) if s == int(s) else s for s in (side / x.shape[3] for x in levels)]
@@ -62,24 +63,20 @@ def _check_pixels(cfg: Any) -> None:
     if published is None or not str(given).startswith(SCHEME) or not isinstance(pixels, dict):
         return
     mean, std = published.normalisation
-    right = {'mean': list(mean), 'std': list(std), 'bgr_to_rgb': True}
-    wrong = {
-        key: pixels.get(key) for key, value in right.items() if not _is_same(pixels.get(key), value)
-    }
+    right: dict[str, Any] = {'mean': list(mean), 'std': list(std), 'bgr_to_rgb': True}
+    wrong = [
+        key
+        for key, value in right.items()
+        if np.shape(x := pixels.get(key) or 0) != np.shape(value) or not np.allclose(x, value, 1e-3)
+    ]
     if wrong:
-        told = ', '.join(f'{key}={value}' for key, value in wrong.items())
+        told = ', '.join(f'{key}={pixels.get(key)}' for key in wrong)
         print_log(
             f'model.data_preprocessor has {told}; {given} was trained on RGB pixels with '
             + ', '.join(f'{key}={right[key]}' for key in wrong),
             logger='current',
             level=logging.WARNING,
         )
-
-
-def _is_same(given: Any, right: Any) -> bool:
-    if isinstance(right, list):
-        return given is not None and torch.allclose(torch.tensor(given), torch.tensor(right), 1e-3)
-    return bool(given) == right
 
 
 def _build(registry: Any, place: str, cfg: Any) -> nn.Module:
@@ -108,7 +105,7 @@ def _run_necks(registry: Any, cfgs: list[Any], maps: list[Tensor]) -> list[Tenso
     except Exception as error:  # a neck may ask for anything that is not there yet
         given = cfgs[0].get('in_channels')
         channels = [x.shape[1] for x in maps]
-        if necks and given is not None and _as_list(given) != channels:
+        if necks and given is not None and as_list(given) != channels:
             raise ValueError(
                 f'model.neck.in_channels={given}, but the backbone gives {channels}: '
                 'make them equal (out_indices of the backbone says which)'
@@ -123,16 +120,16 @@ def _find_unread(registry: Any, cfg: Any, maps: list[Tensor], levels: list[Tenso
 
     Heads of segmentors may read some levels only; those of detectors read all.
     """
-    heads, others = _as_list(cfg.get('decode_head')), _as_list(cfg.get('auxiliary_head'))
+    heads, others = as_list(cfg.get('decode_head')), as_list(cfg.get('auxiliary_head'))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # heads warn again when they are built to train
             modules = [registry.build(deepcopy(head)).eval() for head in (*others, *heads)]
-            read = [x for head in modules[: len(others)] for x in _as_list(head(levels))]
+            read = [x for head in modules[: len(others)] for x in as_list(head(levels))]
             previous: list[Any] = []  # a later head of a cascade reads the output of the one before
             for head in modules[len(others) :]:
                 previous = [head(levels, *previous)]
-                read += _as_list(previous[0])
+                read += as_list(previous[0])
             total = torch.stack([x.sum() for x in (read if heads else levels)]).sum()
             gradients = torch.autograd.grad(total, maps, allow_unused=True)
     except Exception:  # heads that need samples, say, and parts that do not run on meta
@@ -162,7 +159,7 @@ def _warn_of_unread_outputs(backbone: Any, unread: list[int]) -> None:
 
 def _check_padding(cfg: Any, strides: list[float], coarsest: float) -> None:
     """Padded images must be multiples of whole strides, but for levels pooled from others."""
-    scales = [s for neck in _as_list(cfg.get('neck')) for s in neck.get('scale_factors') or ()]
+    scales = [s for neck in as_list(cfg.get('neck')) for s in neck.get('scale_factors') or ()]
     strides = [stride for stride in strides if stride <= coarsest / min(scales, default=1)]
     padded = (cfg.get('data_preprocessor') or {}).get('pad_size_divisor') or 1
     needed = math.lcm(*(stride for stride in strides if isinstance(stride, int)))
@@ -178,7 +175,7 @@ def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
     levels = f'but the levels have strides {strides}'
     for place, head in _find_parts(cfg, 'model', 'bbox_head', 'rpn_head', 'panoptic_head'):
         given = (head.get('anchor_generator') or {}).get('strides') or strides
-        anchors = [_as_list(stride)[0] for stride in given]
+        anchors = [as_list(stride)[0] for stride in given]
         # YOLACT's anchors are spread over the image, at strides that are not whole numbers.
         if anchors != strides and all(s == int(s) for s in anchors):
             raise ValueError(f'{place}.anchor_generator.strides={list(given)}, {levels}')
@@ -186,15 +183,15 @@ def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
     for place, extractor in _find_parts(
         cfg.get('roi_head') or {}, 'model.roi_head', 'bbox_roi_extractor', 'mask_roi_extractor'
     ):
-        given = _as_list(extractor.get('featmap_strides'))
+        given = as_list(extractor.get('featmap_strides'))
         if given != strides[: len(given)]:
             raise ValueError(f'{place}.featmap_strides={given}, {levels}')
     for place, head in _find_parts(cfg, 'model', 'decode_head', 'auxiliary_head'):
         given = head.get('in_index')
-        if any(not -len(channels) <= i < len(channels) for i in _as_list(given)):
+        if any(not -len(channels) <= i < len(channels) for i in as_list(given)):
             raise ValueError(f'{place}.in_index={given}, but there are {len(channels)} levels')
-        _check_channels(place, head, [channels[i] for i in _as_list(given)])
-        given = _as_list(head.get('feature_strides'))
+        _check_channels(place, head, [channels[i] for i in as_list(given)])
+        given = as_list(head.get('feature_strides'))
         if [s / given[0] for s in given] != [s / strides[0] for s in strides[: len(given)]]:
             raise ValueError(
                 f"{place}.feature_strides={given} do not grow as the levels' strides {strides}"
@@ -203,17 +200,17 @@ def _check_heads(cfg: Any, channels: list[int], strides: list[float]) -> None:
 
 def _check_channels(place: str, head: Any, channels: list[int]) -> None:
     given = head.get('in_channels')
-    if given is not None and channels not in ([], _as_list(given), [given] * len(channels)):
+    if given is not None and channels not in ([], as_list(given), [given] * len(channels)):
         raise ValueError(f'{place}.in_channels={given}, but the levels have {channels}')
 
 
 def _find_parts(cfg: Any, place: str, *names: str) -> list[tuple[str, Any]]:
     """Configs of the parts that have one of the names, each with its place."""
-    return [(f'{place}.{name}', part) for name in names for part in _as_list(cfg.get(name))]
+    return [(f'{place}.{name}', part) for name in names for part in as_list(cfg.get(name))]
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """One or several as a list; None is none."""
     if value is None:
         return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return list(value) if isinstance(value, list | tuple | nn.ModuleList) else [value]
