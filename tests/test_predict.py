@@ -256,9 +256,6 @@ def test_arrays_of_another_kind_are_refused(reader, tmp_path):
     for wrong in (picture[..., 0], picture[None], str(tmp_path)):
         with pytest.raises(TypeError, match='uint8, blue first; got'):
             predictor(wrong)
-    for given in (picture, [picture], (p for p in [picture])):
-        with pytest.raises(TypeError, match=r'predict takes paths, not ndarray; Predictor\('):
-            mmpatch.predict(None, reader, given)
 
 
 def test_drawn_colours_are_those_of_picture_and_palette(reader):
@@ -362,6 +359,30 @@ def test_configs_by_path_and_by_name(trained, tmp_path):
         for config in (None, *configs)
     ]
     assert found[0][0]['boxes'] and all(other == found[0] for other in found[1:])
+
+
+def test_an_exported_backbone_finds_the_same(trained, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    size = {'test_dataloader.dataset.pipeline.1.scale': (64, 64)}
+    whole = Predictor(None, trained['detector'], cfg_options=size)
+    mmpatch.export(whole.model.backbone, tmp_path / 'a.pt2', input_size=(1, 3, 64, 64), dynamic=())
+    new = {'_delete_': True, 'type': 'mmpatch.ExportedBackbone', 'file': str(tmp_path / 'a.pt2')}
+    options = {**size, **{f'model.backbone.{key}': value for key, value in new.items()}}
+    found = Predictor(None, trained['detector'], cfg_options=options)(picture)
+    expected = whole(picture)
+    assert len(found['boxes']) == len(expected['boxes']) > 20
+    assert relative_error(torch.tensor(found['scores']), torch.tensor(expected['scores'])) < 1e-3
+    content = torch.load(trained['detector'])
+    state = content['state_dict']
+    changes = {
+        'backbone weights differ from those in': {'backbone.stem.conv.bias': torch.ones(8)},
+        r'other\.pth lacks neck\.': {key: None for key in state if key.startswith('neck.')},
+    }
+    for message, change in changes.items():
+        kept = {key: value for key, value in (state | change).items() if value is not None}
+        torch.save({**content, 'state_dict': kept}, tmp_path / 'other.pth')
+        with pytest.raises(ValueError, match=message):
+            Predictor(None, tmp_path / 'other.pth', cfg_options=options)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

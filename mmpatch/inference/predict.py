@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress as suppress_errors
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from mmengine.structures import InstanceData, PixelData
 from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
 
+from mmpatch.deployment.files import first_line
 from mmpatch.inference.results import KINDS, Shot, Writer, Written
 from mmpatch.inference.slices import Grid, suppress
-from mmpatch.inference.trained import File, describe, load_inferencer
+from mmpatch.inference.trained import File, load_inferencer
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.tif', '.tiff', '.webp')  # of mmdet
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
@@ -84,14 +86,9 @@ def list_files(inputs: Sequence[File]) -> list[Path]:
 
     Raises:
         FileNotFoundError: If there is no such file, or a folder has no pictures.
-        TypeError: If an input is no path.
     """
     files: list[Path] = []
-    for given in inputs:
-        if not isinstance(given, str | os.PathLike):
-            way = 'Predictor(config, checkpoint)(picture) takes pictures in memory'
-            raise TypeError(f'predict takes paths, not {type(given).__name__}; {way}')
-        path = Path(given).expanduser()
+    for path in (Path(given).expanduser() for given in inputs):
         found = sorted(path.iterdir()) if path.is_dir() else []
         found = [file for file in found if file.suffix.lower() in PICTURES]
         if path.is_dir() and not found:
@@ -120,7 +117,7 @@ def _predict_all(
                 yield shot, found, predictor.draw(shot.picture, found) if with_drawing else None
                 continue
             except Exception as reason:  # too small for the network, or too thin for OpenCV, say
-                error = f'{shot.name} cannot be predicted: {describe(reason)}'
+                error = f'{shot.name} cannot be predicted: {first_line(reason)}'
         print_log(error, logger='current', level=logging.WARNING)
         yield shot._replace(picture=None), {'error': error}, None
 
@@ -195,7 +192,7 @@ class Predictor:
             _check_picture(file)
             yield Shot(file, self._load(str(file))['img'])
         except Exception as error:  # of any codec
-            yield Shot(file, None, f'{file} cannot be read: {describe(error)}')
+            yield Shot(file, None, f'{file} cannot be read: {first_line(error)}')
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, progress: bool = False) -> dict[str, Any]:
@@ -209,10 +206,9 @@ class Predictor:
         Raises:
             TypeError: If it is another array; its numbers would be taken for 0 to 255.
         """
-        kind = getattr(picture, 'dtype', type(picture).__name__)
-        if np.ndim(picture) != 3 or (kind != np.uint8 and not self._load.from_file.to_float32):
-            shape = np.shape(picture)
-            raise TypeError(f'a picture is (H, W, 3) of uint8, blue first; got {shape} of {kind}')
+        shape, given = np.shape(picture), np.asarray(picture).dtype
+        if len(shape) != 3 or (given != np.uint8 and not self._load.from_file.to_float32):
+            raise TypeError(f'a picture is (H, W, 3) of uint8, blue first; got {shape} of {given}')
         grid = Grid(picture.shape[1], picture.shape[0], self.slice, self.overlap)
         tiles: Any = grid.tiles
         if progress:
@@ -308,14 +304,12 @@ class Predictor:
 
 def _check_picture(file: Path) -> None:
     """Raise an error if a picture is cut off, which OpenCV 4 fills with grey."""
-    with warnings.catch_warnings():
+    unknown = UnidentifiedImageError, Image.DecompressionBombError  # which the host may read
+    with warnings.catch_warnings(), suppress_errors(*unknown):
         warnings.simplefilter('ignore')
-        try:
-            with Image.open(file) as picture:
-                picture.draft(None, (1, 1))  # all of the file, at an eighth of the size if possible
-                picture.load()
-        except (UnidentifiedImageError, Image.DecompressionBombError):
-            pass  # the host may read it
+        with Image.open(file) as picture:
+            picture.draft(None, (1, 1))  # all of the file, at an eighth of the size if possible
+            picture.load()
 
 
 def _read_frames(file: Path) -> Iterator[Shot]:

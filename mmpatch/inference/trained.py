@@ -11,7 +11,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 
 from mmpatch.checkpoint import load_whole
-from mmpatch.checkpoint.load import read_checkpoint
+from mmpatch.checkpoint.load import join_names, read_checkpoint, unwrap
+from mmpatch.deployment import ExportedBackbone
+from mmpatch.deployment.files import first_line
 from mmpatch.engine.build import build_model
 from mmpatch.engine.data import find_datasets
 from mmpatch.engine.model import check_model
@@ -41,7 +43,7 @@ def load_inferencer(
     try:
         torch.zeros(1, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f'device {device!r} cannot be used: {describe(error)}') from error
+        raise ValueError(f'device {device!r} cannot be used: {first_line(error)}') from error
     cfg: Any = deepcopy(config) if isinstance(config, Config) else None
     if config is not None and cfg is None:
         cfg = read_file(os.fspath(config))
@@ -91,8 +93,13 @@ def _load_model(cfg: Any, content: Any, name: str, source: str) -> Any:
     try:
         model = build_model(cfg)
     except Exception as error:  # hosts raise what they like
-        raise ValueError(f'{name}: no model can be built: {describe(error)}') from error
-    load_whole(model, source, content)
+        raise ValueError(f'{name}: no model can be built: {first_line(error)}') from error
+    if isinstance(model.backbone, ExportedBackbone):  # compares the weights of the backbone itself
+        tensors, _ = unwrap(content, source, prefixes=('module.',))
+        if missing := model.load_state_dict(tensors, strict=False).missing_keys:
+            raise ValueError(f'{source} lacks {join_names(missing)}')
+    else:
+        load_whole(model, source, content)
     return model
 
 
@@ -116,8 +123,3 @@ def _read_meta(content: Any, metainfo: dict[str, Any], model: Any, source: str) 
         palette = np.random.RandomState(42).randint(0, 256, (len(classes), 3))
     colours = [tuple(map(int, colour)) for colour in palette[: len(classes)]]
     return {'classes': tuple(map(str, classes)), 'palette': colours}
-
-
-def describe(error: Exception) -> str:
-    """First line of an error's message, or its type if there is none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
