@@ -73,6 +73,8 @@ PRETRAINED = "model['backbone']['init_cfg'] = dict(type='Pretrained', _delete_=T
 
 @pytest.fixture(autouse=True)
 def no_pretty_text(monkeypatch):
+#: Start of a PNG of 65,536 x 65,536 pixels.
+HUGE = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\b\0\0\0\0I\xefo?\0\0\0\0IDAT'
     """Runners write their config three times, formatted, which takes a second."""
     monkeypatch.setattr(Config, 'pretty_text', '')
 
@@ -560,6 +562,51 @@ MISTAKES = {
         train_data(use_fractions),
         TRAIN,
         'own/train.json: none of its 23 annotations can be used: 23 are narrower than a '
+    'annotations of another encoding': (
+        write('own/train.json', b'{"images": "\xff"}'),
+        TRAIN,
+        "own/train.json is no JSON, or cut off: 'utf-8' codec can't decode byte 0xff <...>",
+    ),
+    'text for an area': (
+        train_data(lambda content: content['annotations'][2].update(area='9')),
+        TRAIN,
+        "own/train.json: annotations[2] has area='9', of a wrong type or size",
+    ),
+    'image without a name': (
+        train_data(lambda content: content['images'][1].update(file_name=None)),
+        TRAIN,
+        'own/train.json: images[1] has file_name=None, of a wrong type or size',
+    ),
+    'list for an id': (
+        train_data(lambda content: content['annotations'][0].update(category_id=[1])),
+        TRAIN,
+        'own/train.json: annotations[0] has category_id=[1], of a wrong type or size',
+    ),
+    'number for an annotation': (
+        train_data(lambda content: content.update(annotations=[3])),
+        TRAIN,
+        'own/train.json: annotations[0] lacks id, image_id, category_id, bbox, area',
+    ),
+    'width that is not finite': (
+        train_data(lambda content: content['images'][0].update(width=float('nan'))),
+        TRAIN,
+        'own/train.json: images[0] has width=nan, of a wrong type or size',
+    ),
+    'mask of another size': (
+        train_data(
+            lambda content: content['annotations'][0].update(
+                segmentation={'counts': [9], 'size': [10**6, 10**6]}
+            )
+        ),
+        TRAIN,
+        'own/train.json: annotation <...> has a mask of size [1000000, 1000000], its image [<...>]',
+    ),
+    'label map that is too large': (
+        write('own/labels/ADE_train_00000001.png', HUGE),
+        SEGMENT,
+        'own/labels/ADE_train_00000001.png or own/scenes/ADE_train_00000001.jpg cannot be read: '
+        'Image size (4294967296 pixels) exceeds limit of <...>',
+    ),
         'pixel (ids <...>). COCO writes bbox=[x, y, width, height] in pixels',
     ),
     'missing label map': (

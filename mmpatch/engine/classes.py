@@ -197,7 +197,7 @@ def _check_picture(path: str, image_path: str) -> None:
         with Image.open(path) as label, Image.open(image_path) as image:
             mode, size, image_size = label.mode, label.size, image.size
             turned = image.getexif().get(0x0112, 1) >= 5  # orientation; readers turn such images
-    except OSError as error:
+    except Exception as error:  # of every format its own, and one for pictures that are too large
         raise SampleError(f'{path} or {image_path} cannot be read: {error}') from error
     if mode not in ('1', 'L', 'P'):
         raise SampleError(

@@ -1,17 +1,17 @@
 """Checks of annotation files in COCO's format, while mmdet has them in memory."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from mmpatch.engine.classes import join_first, warn
 
-#: Keys that mmdet, and evaluation by pycocotools, read of every entry.
-COCO_KEYS = {
-    'images': ('id', 'file_name', 'height', 'width'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
-    'categories': ('id', 'name'),
+ID, NUMBER, MAX_NUMBER = (int, float, str), (int, float), 1e12
+#: Keys that mmdet, and evaluation by pycocotools, read of every entry, and types of their values.
+COCO_KEYS: dict[str, dict[str, Any]] = {
+    'images': {'id': ID, 'file_name': str, 'height': NUMBER, 'width': NUMBER},
+    'annotations': {'id': ID, 'image_id': ID, 'category_id': ID, 'bbox': list, 'area': NUMBER},
+    'categories': {'id': ID, 'name': str},
 }
 
 
@@ -67,6 +67,11 @@ def _check_boxes(coco: Any, file: str) -> None:
         image = coco.imgs.get(annotation['image_id'])
         total += 1
         (x, y, w, h), name = annotation['bbox'], str(annotation['id'])
+        mask, size = annotation.get('segmentation'), [*map((image or {}).get, ('height', 'width'))]
+        if image and isinstance(mask, dict) and mask.get('size') != size:  # pycocotools crashes
+            raise ValueError(
+                f'{file}: annotation {name} has a mask of size {mask.get("size")}, its image {size}'
+            )
         if image is None:
             reason = 'belong to images that the file does not list'
         elif annotation['category_id'] not in coco.cats:
@@ -119,23 +124,24 @@ def check_layout(content: Any, file: str) -> None:
         if not isinstance(rows, list) or not (rows or part == 'annotations'):
             raise ValueError(f'{file} has no list of {part}; it must be laid out as COCO 2017')
         for i, row in enumerate(rows):
-            if lacking := [key for key in keys if key not in row]:
-                raise ValueError(f'{file}: {part}[{i}] lacks {", ".join(lacking)}')
+            place = f'{file}: {part}[{i}]'
+            if lacking := [key for key in keys if not isinstance(row, dict) or key not in row]:
+                raise ValueError(f'{place} lacks {", ".join(lacking)}')
+            for key, kind in keys.items():
+                if not (_is_number(row[key]) if kind is NUMBER else isinstance(row[key], kind)):
+                    raise ValueError(f'{place} has {key}={row[key]!r:.60}, of a wrong type or size')
         if len({row['id'] for row in rows}) < len(rows):
             raise ValueError(f'{file}: several {part} have the same id; number them from 1')
     for annotation in content.get('annotations', ()):
-        if not _is_box(annotation['bbox']):
+        if len(annotation['bbox']) != 4 or not all(map(_is_number, annotation['bbox'])):
             raise ValueError(
                 f'{file}: annotation {annotation["id"]} has bbox={annotation["bbox"]}, which is '
                 'not four finite numbers [x, y, width, height]'
             )
 
 
-def _is_box(box: Any) -> bool:
-    try:
-        return len(box) == 4 and math.isfinite(sum(box))
-    except TypeError:
-        return False
+def _is_number(value: Any) -> bool:
+    return isinstance(value, NUMBER) and abs(value) < MAX_NUMBER
 
 
 def _quote(names: list[str]) -> str:

@@ -163,7 +163,7 @@ def check_annotation_files(host: str) -> None:
             self.file = str(annotation_file)
             try:
                 super().__init__(annotation_file)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ValueError(f'{self.file} is no JSON, or cut off: {error}') from error
             except AssertionError:  # of pycocotools, for a list or a number
                 raise ValueError(f'{self.file} does not hold the dict of a COCO file') from None
