@@ -17,6 +17,7 @@ import mmpatch
 from mmpatch.backbones import PoolFormer
 from mmpatch.backbones.base import Backbone
 from mmpatch.compat import stand_in
+from mmpatch.engine.build import build_model
 from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import load_strictly
 
@@ -24,6 +25,10 @@ from support import ROOT, fork_tool, run_tool
 
 pytestmark = pytest.mark.hosts
 NAMES = ['apple', 'box', 'cone']
+REMEDY = (
+    'Correct them; if an inherited config brings one along, add _delete_=True to the dict that has '
+    'the type. MMPATCH_TRACEBACK=1 shows where'
+)
 
 #: Two configs as users write them, for three classes of their own.
 DETECTOR = """
@@ -68,13 +73,13 @@ BASES = {
     'fpn.py': 'demo/fpn_poolformer-nano_toy-ade20k.py',
     'resnet.py': 'baselines/retinanet_r50_fpn_1x_coco.py',
 }
+#: Start of a PNG of 65,536 x 65,536 pixels.
+HUGE = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\b\0\0\0\0I\xefo?\0\0\0\0IDAT'
 PRETRAINED = "model['backbone']['init_cfg'] = dict(type='Pretrained', _delete_=True, {})"
 
 
 @pytest.fixture(autouse=True)
 def no_pretty_text(monkeypatch):
-#: Start of a PNG of 65,536 x 65,536 pixels.
-HUGE = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\b\0\0\0\0I\xefo?\0\0\0\0IDAT'
     """Runners write their config three times, formatted, which takes a second."""
     monkeypatch.setattr(Config, 'pretty_text', '')
 
@@ -189,6 +194,13 @@ def write_weights(name, arch, **more):
         torch.save(model.state_dict(), project.folder / name)
 
     return change
+
+
+def write_text_for_a_tensor(project):
+    cfg = Config.fromfile(project.folder / 'detector.py')
+    state = build_model(cfg).state_dict()
+    state['backbone.stem.conv.bias'] = 'text'
+    torch.save({'state_dict': state}, project.folder / 'a.pth')
 
 
 def each(*changes):
@@ -333,23 +345,52 @@ MISTAKES = {
     'misspelt argument of a head': (
         add("model['bbox_head']['classes'] = 3"),
         TRAIN,
-        'a type in the config does not take its settings: AnchorHead.__init__() got an '
-        "unexpected keyword argument 'classes'. Correct the name; if an inherited config "
-        'brings it along, add _delete_=True to the dict that has the type',
+        "type='RetinaHead' cannot be built with its settings: TypeError: AnchorHead.__init__() got "
+        f"an unexpected keyword argument 'classes'. {REMEDY}",
     ),
     'misspelt part of a model': (
         add("model['nek'] = dict(type='FPN')"),
         TRAIN,
-        'a type in the config does not take its settings: RetinaNet.__init__() got an '
-        "unexpected keyword argument 'nek'. Correct the name; if an inherited config brings "
-        'it along, add _delete_=True to the dict that has the type',
+        "type='RetinaNet' cannot be built with its settings: TypeError: RetinaNet.__init__() got "
+        f"an unexpected keyword argument 'nek'. {REMEDY}",
     ),
     'misspelt argument of a loader': (
         add("train_dataloader['batchsize'] = 2"),
         TRAIN,
-        'a type in the config does not take its settings: DataLoader.__init__() got an '
-        "unexpected keyword argument 'batchsize'. Correct the name; if an inherited config "
-        'brings it along, add _delete_=True to the dict that has the type',
+        "type='EpochBasedTrainLoop' cannot be built with its settings: TypeError: "
+        f"DataLoader.__init__() got an unexpected keyword argument 'batchsize'. {REMEDY}",
+    ),
+    'number for a loader': (
+        add('train_dataloader = 3'),
+        TRAIN,
+        'detector.py cannot be run: AttributeError: <...>',
+    ),
+    'number for hooks': (
+        add('custom_hooks = 3'),
+        TRAIN,
+        "detector.py cannot be run: TypeError: 'int' object is not iterable (in read_config). "
+        'MMPATCH_TRACEBACK=1 shows where',
+    ),
+    'loader without a dataset': (
+        add('train_dataloader = dict(_delete_=True, batch_size=2)'),
+        TRAIN,
+        "detector.py cannot be run: AttributeError: 'ConfigDict' object has no attribute 'dataset' "
+        '(in <...>). MMPATCH_TRACEBACK=1 shows where',
+    ),
+    'text for a number of classes': (
+        replace('num_classes=3', "num_classes='3'"),
+        TRAIN,
+        f"type='RetinaHead' cannot be built with its settings: TypeError: <...>. {REMEDY}",
+    ),
+    'number for a hook': (
+        add('default_hooks = dict(timer=3)'),
+        TRAIN,
+        'detector.py cannot be run: <...>',
+    ),
+    'text for a weight of a loss': (
+        add("model['bbox_head']['loss_bbox'] = dict(type='L1Loss', loss_weight='1')"),
+        TRAIN,
+        'detector.py cannot be run: TypeError: <...>. MMPATCH_TRACEBACK=1 shows where',
     ),
     'misspelt optimizer': (
         add("optim_wrapper = dict(optimizer=dict(type='AdmW'))"),
@@ -456,6 +497,19 @@ MISTAKES = {
         TEST,
         'checkpoint a.pth does not exist',
     ),
+    'resuming from weights alone': (
+        write_weights('a.pth', 's12', depths=(1, 1, 1, 1)),
+        (*TRAIN, '--resume', 'a.pth'),
+        'a.pth does not fit the config: missing keys in source state_dict: <...>. It takes what '
+        'tools/train.py wrote with the same config and classes',
+    ),
+    'evaluation of text in the place of a tensor': (
+        write_text_for_a_tensor,
+        TEST,
+        'a.pth does not fit the config: While copying the parameter named '
+        '"backbone.stem.conv.bias", expected torch.Tensor <...>. It takes what tools/train.py '
+        'wrote with the same config and classes',
+    ),
     'evaluation of a backbone': (
         write_weights('a.pth', 's12'),
         TEST,
@@ -507,6 +561,51 @@ MISTAKES = {
         TRAIN,
         'CocoDataset (own/train.json): 12 images without one object that can be used; the '
         'annotation file must list some, of categories that are named as the classes',
+    ),
+    'annotations of another encoding': (
+        write('own/train.json', b'{"images": "\xff"}'),
+        TRAIN,
+        "own/train.json is no JSON, or cut off: 'utf-8' codec can't decode byte 0xff <...>",
+    ),
+    'text for an area': (
+        train_data(lambda content: content['annotations'][2].update(area='9')),
+        TRAIN,
+        "own/train.json: annotations[2] has area='9', of a wrong type or size",
+    ),
+    'image without a name': (
+        train_data(lambda content: content['images'][1].update(file_name=None)),
+        TRAIN,
+        'own/train.json: images[1] has file_name=None, of a wrong type or size',
+    ),
+    'list for an id': (
+        train_data(lambda content: content['annotations'][0].update(category_id=[1])),
+        TRAIN,
+        'own/train.json: annotations[0] has category_id=[1], of a wrong type or size',
+    ),
+    'number for an annotation': (
+        train_data(lambda content: content.update(annotations=[3])),
+        TRAIN,
+        'own/train.json: annotations[0] lacks id, image_id, category_id, bbox, area',
+    ),
+    'width that is not finite': (
+        train_data(lambda content: content['images'][0].update(width=float('nan'))),
+        TRAIN,
+        'own/train.json: images[0] has width=nan, of a wrong type or size',
+    ),
+    'mask of another size': (
+        train_data(
+            lambda content: content['annotations'][0].update(
+                segmentation={'counts': [9], 'size': [10**6, 10**6]}
+            )
+        ),
+        TRAIN,
+        'own/train.json: annotation <...> has a mask of size [1000000, 1000000], its image [<...>]',
+    ),
+    'label map that is too large': (
+        write('own/labels/ADE_train_00000001.png', HUGE),
+        SEGMENT,
+        'own/labels/ADE_train_00000001.png or own/scenes/ADE_train_00000001.jpg cannot be read: '
+        'Image size (4294967296 pixels) exceeds limit of <...>',
     ),
     'missing picture': (
         remove('own/pictures/train000000000003.jpg'),
@@ -562,51 +661,6 @@ MISTAKES = {
         train_data(use_fractions),
         TRAIN,
         'own/train.json: none of its 23 annotations can be used: 23 are narrower than a '
-    'annotations of another encoding': (
-        write('own/train.json', b'{"images": "\xff"}'),
-        TRAIN,
-        "own/train.json is no JSON, or cut off: 'utf-8' codec can't decode byte 0xff <...>",
-    ),
-    'text for an area': (
-        train_data(lambda content: content['annotations'][2].update(area='9')),
-        TRAIN,
-        "own/train.json: annotations[2] has area='9', of a wrong type or size",
-    ),
-    'image without a name': (
-        train_data(lambda content: content['images'][1].update(file_name=None)),
-        TRAIN,
-        'own/train.json: images[1] has file_name=None, of a wrong type or size',
-    ),
-    'list for an id': (
-        train_data(lambda content: content['annotations'][0].update(category_id=[1])),
-        TRAIN,
-        'own/train.json: annotations[0] has category_id=[1], of a wrong type or size',
-    ),
-    'number for an annotation': (
-        train_data(lambda content: content.update(annotations=[3])),
-        TRAIN,
-        'own/train.json: annotations[0] lacks id, image_id, category_id, bbox, area',
-    ),
-    'width that is not finite': (
-        train_data(lambda content: content['images'][0].update(width=float('nan'))),
-        TRAIN,
-        'own/train.json: images[0] has width=nan, of a wrong type or size',
-    ),
-    'mask of another size': (
-        train_data(
-            lambda content: content['annotations'][0].update(
-                segmentation={'counts': [9], 'size': [10**6, 10**6]}
-            )
-        ),
-        TRAIN,
-        'own/train.json: annotation <...> has a mask of size [1000000, 1000000], its image [<...>]',
-    ),
-    'label map that is too large': (
-        write('own/labels/ADE_train_00000001.png', HUGE),
-        SEGMENT,
-        'own/labels/ADE_train_00000001.png or own/scenes/ADE_train_00000001.jpg cannot be read: '
-        'Image size (4294967296 pixels) exceeds limit of <...>',
-    ),
         'pixel (ids <...>). COCO writes bbox=[x, y, width, height] in pixels',
     ),
     'missing label map': (

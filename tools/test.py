@@ -9,7 +9,7 @@ from functools import partial
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpatch.engine.errors import report_errors
+from mmpatch.engine.errors import blame_config, report_errors
 from mmpatch.engine.tool import load_strictly, make_parser, read_config
 
 
@@ -44,7 +44,8 @@ def main() -> None:
         sys.exit(f'error: --out {args.out}: a detector writes one .pkl file')
     if args.out and not dump:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    runner = Runner.from_cfg(cfg)
+    with blame_config(args.config):
+        runner = Runner.from_cfg(cfg)
     if dump:
         from mmdet.evaluation import DumpDetResults
 

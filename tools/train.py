@@ -7,11 +7,19 @@ The second line starts one process per GPU; without a GPU, the processes share t
 """
 
 import sys
+from functools import partial
+from typing import Any
 
 from mmengine.runner import Runner
 
-from mmpatch.engine.errors import report_errors
-from mmpatch.engine.tool import check_resumption, make_parser, read_config, set_precision
+from mmpatch.engine.errors import blame_config, report_errors
+from mmpatch.engine.tool import (
+    check_resumption,
+    load_strictly,
+    make_parser,
+    read_config,
+    set_precision,
+)
 
 
 @report_errors()
@@ -43,7 +51,15 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
         check_resumption(cfg)
-    Runner.from_cfg(cfg).train()
+    runner: Any = None
+    where = args.config + (f', with load_from={cfg.load_from},' if cfg.get('load_from') else '')
+    with blame_config(
+        where, lambda: runner and runner.iter > getattr(runner, 'start', runner.iter)
+    ):
+        runner = Runner.from_cfg(cfg)
+        if cfg.get('resume'):
+            runner.load_checkpoint = partial(load_strictly, runner)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -4,17 +4,15 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from types import FrameType
 
 from mmengine import registry
 
 from mmpatch.compat import ops
 
 VARIABLE = 'MMPATCH_TRACEBACK'
-WRONG_ARGUMENTS = r'__init__\(\) (got an unexpected keyword|missing \d+ required)'
 
 
 class SampleError(RuntimeError):
@@ -26,9 +24,9 @@ def report_errors() -> Iterator[None]:
     """End the program with ``error: ...`` in one line, and status 1, at a mistake of its user.
 
     Mistakes are what mmpatch raises on purpose, files that cannot be read or written, and settings
-    that do not fit the class of a registry of MMEngine. All other exceptions keep their traceback.
-    So do all if the environment variable ``MMPATCH_TRACEBACK`` is 1. The main function of every
-    tool is decorated with this.
+    with which a class of MMEngine's registries cannot be built. All other exceptions keep their
+    traceback. So do all if the environment variable ``MMPATCH_TRACEBACK`` is 1. The main function
+    of every tool is decorated with this.
 
     Raises:
         SystemExit: At a mistake.
@@ -42,13 +40,30 @@ def report_errors() -> Iterator[None]:
         sys.exit(f'error: {message}')
 
 
+@contextmanager
+def blame_config(path: str, is_running: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Put any failure down to a config, with a ValueError of one line, unless it runs already."""
+    try:
+        yield
+    except Exception as error:
+        if describe_mistake(error) is not None or is_running():
+            raise
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        raise ValueError(
+            f'{path} cannot be run: {type(error).__name__}: {_read_message(error)} (in '
+            f'{frame.f_code.co_name}). {VARIABLE}=1 shows where'
+        ) from error
+
+
 def describe_mistake(error: BaseException) -> str | None:
     """What an exception tells a user, in one line; None if it is no mistake of the user."""
     text = _read_message(error)
     if isinstance(error, SampleError):  # from another process, it comes with a traceback as text
         return text.rpartition(f'{SampleError.__name__}: ')[2]
-    frames = list(traceback.walk_tb(error.__traceback__))
-    module = frames[-1][0].f_globals.get('__name__', '')
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        return None
+    module = frames[-1].f_globals.get('__name__', '')
     is_raised = (traceback.extract_tb(error.__traceback__)[-1].line or '').startswith('raise ')
     is_own = module in ('__main__', ops.NAME) or f'{module}.'.startswith('mmpatch.')
     if isinstance(error, OSError) or (is_raised and is_own and text):
@@ -56,10 +71,12 @@ def describe_mistake(error: BaseException) -> str | None:
     if is_raised and module.startswith('mmengine.registry'):
         missing = re.match(r'(\S+) is not in the \S+::(.+?) registry', text)
         return suggest_type(*missing.groups()) if missing else text
-    if re.search(WRONG_ARGUMENTS, text) and _is_in_constructor([frame for frame, _ in frames]):
+    built = [frame for frame in frames if frame.f_code.co_name == 'build_from_cfg']
+    if built and (kind := built[-1].f_locals['cfg'].get('type')):
         return (
-            f'a type in the config does not take its settings: {text}. Correct the name; if an '
-            'inherited config brings it along, add _delete_=True to the dict that has the type'
+            f'type={kind!r} cannot be built with its settings: {type(error).__name__}: {text}. '
+            'Correct them; if an inherited config brings one along, add _delete_=True to the dict '
+            f'that has the type. {VARIABLE}=1 shows where'
         )
     return None
 
@@ -77,14 +94,6 @@ def _read_message(error: BaseException) -> str:
     """Message of an exception in one line; a KeyError puts its own into quotes."""
     is_quoted = isinstance(error, KeyError) and error.args
     return ' '.join(str(error.args[0] if is_quoted else error).split())
-
-
-def _is_in_constructor(frames: list[FrameType]) -> bool:
-    """Whether MMEngine made the call that failed, or a constructor that it called."""
-    while frames and frames[-1].f_code.co_name == '__init__':
-        frames.pop()
-    makers = ('mmengine.registry', 'mmengine.runner')
-    return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith(makers)
 
 
 def suggest_type(given: str, kind: str) -> str:

@@ -20,6 +20,7 @@ class DataCheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the training set, and the validation set, which is needed later."""
+        runner.start = runner.iter  # before which a failure is put down to the config
         self._check(runner, runner.train_dataloader.dataset)
         if runner.val_loop is not None:
             self._check(runner, runner.val_dataloader.dataset)

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import logging
 import os
-import re
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from mmengine.runner import Runner
 from mmpatch import compat, config_path
 from mmpatch.engine.classes import check_dataset_types
 from mmpatch.engine.data import check_annotation_files, check_paths, replace_data_root
-from mmpatch.engine.errors import report_errors, shorten_error, suggest_type
+from mmpatch.engine.errors import blame_config, report_errors, shorten_error, suggest_type
 from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
 
@@ -119,20 +118,21 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
     host = import_host(cfg, args.config)
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{args.config} has no model=dict(...): is it a config of {host}?')
-    check_names(cfg)
-    check_paths(cfg, splits)
-    check_optimizer(cfg)
-    check_dataset_types(cfg, splits)
-    check_annotation_files(host)
-    try:
-        check_model(cfg.model, host)
-    except ValueError as error:
-        raise ValueError(f'{args.config}: {error}') from error
-    own = cfg.get('custom_hooks') or []
-    hooks = ['mmpatch.DataCheckHook', 'mmpatch.StepSeedHook']
-    if not any(hook['type'] == 'mmpatch.CheckInvalidLossHook' for hook in own):
-        hooks.append('mmpatch.CheckInvalidLossHook')
-    cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
+    with blame_config(args.config):
+        check_names(cfg)
+        check_paths(cfg, splits)
+        check_optimizer(cfg)
+        check_dataset_types(cfg, splits)
+        check_annotation_files(host)
+        try:
+            check_model(cfg.model, host)
+        except ValueError as error:
+            raise ValueError(f'{args.config}: {error}') from error
+        own = cfg.get('custom_hooks') or []
+        hooks = ['mmpatch.DataCheckHook', 'mmpatch.StepSeedHook']
+        if not any(hook['type'] == 'mmpatch.CheckInvalidLossHook' for hook in own):
+            hooks.append('mmpatch.CheckInvalidLossHook')
+        cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
     if args.launcher != 'none' and get_device() == 'cpu':
         if norms := list(find_sync_norms(cfg.model, 'model')) if 'train' in splits else []:
             raise ValueError(
@@ -326,8 +326,9 @@ def load_strictly(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> A
     try:
         return Runner.load_checkpoint(runner, filename, *args, **{**kwargs, 'strict': True})
     except RuntimeError as error:
-        reasons = re.findall('(?:size mismatch for|missing keys in).*', str(error))
-        if not str(error).startswith('The model and loaded state dict do not match'):
+        start, _, lines = str(error).partition('\n')
+        reasons = [x for x in lines.splitlines() if x and not x.startswith('unexpected key')]
+        if not start.startswith('The model and loaded state dict do not match'):
             raise
         if reasons:
             what = textwrap.shorten('; '.join(reasons), 300, placeholder=' ...')
