@@ -327,7 +327,9 @@ def test_context_aggregation_of_one_affinity_alone(torch_seed):
             assert relative_error(a, b) < 1e-5
 
 
-@pytest.mark.parametrize('change', [{'pos_embed': 'Pooling'}, {'norm_cfg': 'GN'}])
+@pytest.mark.parametrize(
+    'change', [{'pos_embed': 'Pooling'}, {'norm_cfg': 'GN'}, {'norm_cfg': None}]
+)
 def test_attention_in_blocks_that_no_rewrite_knows(change, torch_seed):
     norm = {'norm_cfg': 'LN2d', 'layer_scale': 0.3} | change
     attention = {'type': 'Attention', 'num_heads': 2}

@@ -156,7 +156,7 @@ def split_product(product: Any, count: int) -> list[nn.Module]:
 
 def make_token_norm(norm: Any) -> nn.Module | None:
     """The same norm for tokens (B, N, C); None for norms that are not known."""
-    plain = norm is None or norm.weight is None
+    plain = getattr(norm, 'weight', None) is None
     if norm is None:
         return nn.Identity()
     if type(norm) is GroupNorm1 and plain and norm.num_groups == 1:
