@@ -141,6 +141,8 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f'TimmBackbone takes (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
             )
+        if not x.shape[0]:  # no images, which ViTs of timm cannot view
+            return tuple(y[:0] for y in self(x.new_zeros(1, *x.shape[1:])))
         rows, columns = self.patch
         if max(self.patch) > 1:
             x = F.pad(x, (0, -x.shape[3] % columns, 0, -x.shape[2] % rows))
