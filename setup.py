@@ -57,6 +57,7 @@ setup(
         'docs': ['mkdocs>=1.6', 'mkdocs-material>=9.7', 'mkdocstrings[python]>=1.0'],
         'dev': [
             'build',
+            'hypothesis',
             'mypy',
             'pre-commit',
             'pytest>=8',
