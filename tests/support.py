@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
+from torch.autograd.graph import saved_tensors_hooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +46,21 @@ def pretrained(path, **kwargs):
 def relative_error(a, b):
     """||a - b|| / ||b||, in float32."""
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+def kept_bytes(model, x):
+    """Bytes that autograd keeps of a forward pass, parameters apart."""
+    parameters, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that no other moves in
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return sum(size for size, _ in kept.values())
 
 
 def child_environment():

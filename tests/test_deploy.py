@@ -44,12 +44,14 @@ TILED = {
     ),
 }
 MODELS = {**TINY, **TILED}
+#: Forms that test_conformance.py does not have.
+FURTHER = {**TILED, 'MH-MLP': TINY['MH-MLP']}
 #: Two stages of networks whose export takes long.
 SLOW = ('full Container', 'PAM', 'MH-MLP')
 EXPORTED = TINY | {name: partial(TINY[name], out_indices=(0, 1)) for name in SLOW}
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', FURTHER)
 @pytest.mark.parametrize('size', [(37, 53), (250, 333)])
 def test_equals_the_plain_form(name, size, torch_seed):
     model = golden.randomize(MODELS[name]())
@@ -65,7 +67,7 @@ def test_equals_the_plain_form(name, size, torch_seed):
     assert torch.equal(x, kept)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', FURTHER)
 def test_half_precision_and_gradients_of_the_input(name, torch_seed):
     model = golden.randomize(MODELS[name]())
     deployed = deploy(model)
@@ -115,7 +117,7 @@ def test_every_block_is_folded(name, monkeypatch):
         assert sum(m.weight is not None for m in norms) == len(windowed)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', FURTHER)
 def test_under_autocast_on_meta_and_without_samples(name, torch_seed):
     model = golden.randomize(MODELS[name]())
     deployed, x = deploy(model), torch.randn(2, 3, 64, 96)

@@ -85,18 +85,6 @@ def test_compiling_is_a_setting_of_the_backbone(torch_seed):
     assert relative_error(*grads) < 1e-5
 
 
-@pytest.mark.parametrize('frozen', [-1, 0, 1, 4])
-def test_frozen_stages(frozen):
-    model = PoolFormer(**TINY, frozen_stages=frozen, norm_cfg='BN', norm_eval=True)
-    model.train(False).train(True)
-    parts = [model.stem, *model.stages]
-    for i, part in enumerate(parts):
-        learns = {p.requires_grad for p in part.parameters()}
-        assert learns == {i > frozen}
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert norms and not any(m.training for m in norms)
-
-
 def test_drop_path_grows_linearly():
     model = PoolFormer(**TINY, drop_path_rate=0.4)
     drops = [getattr(b.drop_path, 'drop_prob', 0.0) for stage in model.stages for b in stage.blocks]
