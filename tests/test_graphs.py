@@ -1,6 +1,7 @@
 """Graphs of whole models: equal to the hosts' predictions, at sizes other than the example's."""
 
 import copy
+import importlib
 import json
 import re
 from importlib.util import find_spec
@@ -162,10 +163,8 @@ def test_exported_detectors_equal_the_host_at_other_sizes(tmp_path, torch_seed):
 @pytest.mark.hosts
 @pytest.mark.parametrize(('score_thr', 'is_warned'), [(0.05, False), (0.99, True)])
 def test_a_check_without_a_box_says_so(tmp_path, monkeypatch, torch_seed, score_thr, is_warned):
-    said = []
-    monkeypatch.setattr(
-        'mmpatch.deployment.export.print_log', lambda line, *_, **__: said.append(line)
-    )
+    said, module = [], importlib.import_module('mmpatch.deployment.export')  # not the function
+    monkeypatch.setattr(module, 'print_log', lambda line, *_, **__: said.append(line))
     model = make_detector({'score_thr': score_thr})
     mmpatch.export(model, tmp_path / 'a.pt2', input_size=(1, 3, 64, 64), dynamic=())
     assert ('so no box was compared' in said[-1]) == is_warned
