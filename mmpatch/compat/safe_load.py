@@ -154,7 +154,7 @@ def load_from_hub(name: str, map_location: Any = None) -> Any:
             remedy = 'fetch it elsewhere and give the path of the file'
             raise OSError(f'{name} cannot be downloaded ({reason}); {remedy}') from error
         return read_weights(path, map_location)
-    raise FileNotFoundError(f'{name} has none of the files {", ".join(HUB_FILES)}')
+    raise FileNotFoundError(f'checkpoint {name} has none of the files {", ".join(HUB_FILES)}')
 
 
 def cached_name(url: str) -> str:
