@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 import mmpatch
+from mmpatch.engine import BFloat16OptimWrapper
 from mmpatch.engine.tool import set_precision
 
 from support import fork_tool
@@ -136,6 +137,17 @@ def test_it_resumes_to_the_same_bits(run, tmp_path):
     found = train(tmp_path, '--resume', middle)
     resumed, whole = read_weights(tmp_path), read_weights(folder)
     assert len(found['losses']) == 2 and all(resumed[key].equal(whole[key]) for key in whole)
+
+
+def test_layer_norms_of_hosts_sum_their_gradients_in_float32():
+    """torch's kernel for bfloat16 on a CPU stops at 256."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
+    wrapper = BFloat16OptimWrapper(torch.optim.SGD(model.parameters(), 1.0))
+    wrapper.initialize_count_status(model, 0, 1)
+    with wrapper.optim_context(model):
+        out = model(torch.randn(1000, 8))
+    wrapper.update_params(out.sum())
+    assert model[1].bias.tolist() == [-1000.0] * 8  # from 0
 
 
 def test_a_gpu_gets_the_wrapper_of_mmengine(monkeypatch):

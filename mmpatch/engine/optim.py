@@ -27,6 +27,13 @@ class BFloat16OptimWrapper(OptimWrapper):
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
 
+    def initialize_count_status(self, model: nn.Module, *args: Any) -> None:
+        """Prepare a training; layer norms of hosts get float32, as autocast does it on a GPU."""
+        super().initialize_count_status(model, *args)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):  # see mmpatch.layers.LayerNorm2d
+                module.register_forward_pre_hook(lambda _, args: args[0].float())
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm import layers
 from torch import Tensor, nn
 
 from mmpatch.registry import MODELS, Factory, make_factory
@@ -67,6 +67,20 @@ class GroupNorm1(GroupNorm):
         # A batch norm of mean 0 and variance 1 is the affine map in one pass, gradients included.
         zeros, ones = torch.zeros_like(self.weight), torch.ones_like(self.weight)
         return F.batch_norm(x, zeros, ones, self.weight, self.bias, eps=TINY)
+
+
+class LayerNorm2d(layers.LayerNorm2d):
+    """timm's layer norm over the channels of each place, in the precision of its weight.
+
+    Under autocast, torch's kernel for a CPU sums the gradients of weight and bias in bfloat16, in
+    which a sum of ones ends at 256 (torch 2.11).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), in the precision of the input."""
+        if self.weight is None or x.dtype == self.weight.dtype:
+            return super().forward(x)
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 #: Names as in OpenMMLab configs, resolved here so that a plain torch user needs no mmcv.
