@@ -365,7 +365,7 @@ def check_killed_rank(folder: Path, data: Path, resumed: Sequence[int]) -> Itera
         'all ranks end within a minute, and a message names the one that died',
         'SIGKILL to rank 1 of 2 in the middle of an epoch',
         1,
-        held,
+        int(held),
         f'ended after {seconds:.1f} s, {len(left)} processes left',
     )
     errors = {}
