@@ -32,7 +32,9 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[2]['scale'] = scale
 test_pipeline = _base_.test_pipeline
 test_pipeline[1]['scale'] = scale
-train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
+train_data = dict(data_root=data_root, pipeline=train_pipeline)
+train_data['filter_cfg'] = dict(filter_empty_gt=False, min_size=8)  # all 100 pictures are used
+train_dataloader = dict(dataset=train_data)
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
