@@ -290,8 +290,8 @@ MISTAKES = {
     'resuming where the work dir was moved': (
         write('out/last_checkpoint', b'elsewhere/epoch_1.pth'),
         (*TRAIN, '--resume', '--work-dir', 'out'),
-        'out/last_checkpoint names elsewhere/epoch_1.pth, which does not exist; continue '
-        'with --resume PATH. Checkpoints in out: none',
+        'out/last_checkpoint names elsewhere/epoch_1.pth, which does not exist or is damaged; '
+        'continue with --resume PATH. No other checkpoint in out is whole',
     ),
     # of the config
     'config of another host': (

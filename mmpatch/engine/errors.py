@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,16 @@ from mmengine import registry
 from mmpatch.compat import ops
 
 VARIABLE = 'MMPATCH_TRACEBACK'
+#: What a machine can run out of, by the text of the error, and what helps.
+SHORTAGES = {
+    r'out of memory|DefaultCPUAllocator: |Unable to allocate': 'out of memory: lower '
+    'train_dataloader.batch_size or the scale of the pictures, recompute activations with '
+    'model.backbone.with_cp=True, or pass --amp; --resume continues a training',
+    r'DataLoader worker \(pid': 'a process that loads data was killed, most often because memory '
+    'ran out: lower train_dataloader.num_workers; --resume continues a training',
+    r'No space left|File too large|Disk quota': 'the disk is full: free space, or name another '
+    '--work-dir; --resume continues a training',
+}
 
 
 class SampleError(RuntimeError):
@@ -24,9 +35,9 @@ def report_errors() -> Iterator[None]:
     """End the program with ``error: ...`` in one line, and status 1, at a mistake of its user.
 
     Mistakes are what mmpatch raises on purpose, files that cannot be read or written, and settings
-    with which a class of MMEngine's registries cannot be built. All other exceptions keep their
-    traceback. So do all if the environment variable ``MMPATCH_TRACEBACK`` is 1. The main function
-    of every tool is decorated with this.
+    with which a class of MMEngine's registries cannot be built. Too little memory or disk is
+    reported alike. All other exceptions keep their traceback. So do all if the environment variable
+    ``MMPATCH_TRACEBACK`` is 1. The main function of every tool is decorated with this.
 
     Raises:
         SystemExit: At a mistake.
@@ -66,7 +77,12 @@ def describe_mistake(error: BaseException) -> str | None:
     module = frames[-1].f_globals.get('__name__', '')
     is_raised = (traceback.extract_tb(error.__traceback__)[-1].line or '').startswith('raise ')
     is_own = module in ('__main__', ops.NAME) or f'{module}.'.startswith('mmpatch.')
-    if isinstance(error, OSError) or (is_raised and is_own and text):
+    if is_raised and is_own and text:
+        return text
+    for pattern, remedy in SHORTAGES.items():
+        if isinstance(error, RuntimeError | MemoryError | OSError) and re.search(pattern, text):
+            return f'{remedy} ({textwrap.shorten(text, 200)})'
+    if isinstance(error, OSError):
         return text
     if is_raised and module.startswith('mmengine.registry'):
         missing = re.match(r'(\S+) is not in the \S+::(.+?) registry', text)

@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
@@ -26,6 +27,7 @@ from mmpatch.engine.data import check_annotation_files, check_paths, replace_dat
 from mmpatch.engine.errors import blame_config, report_errors, shorten_error, suggest_type
 from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
+from mmpatch.engine.storage import INTERRUPTED, is_whole, keep_files_whole
 
 #: Hosts, and the extra of this package that installs each.
 HOSTS = {'mmdet': 'det', 'mmseg': 'seg'}
@@ -91,7 +93,8 @@ def make_parser(
 def read_config(args: argparse.Namespace, *splits: str) -> Config:
     """Read the config of a tool, check it, and prepare the process to run it.
 
-    Options override the file. Hooks that check data and losses and seed iterations are added.
+    Options override the file. Hooks that check data and losses, seed iterations and keep
+    checkpoints whole are added.
 
     Args:
         args: Of :func:`make_parser`.
@@ -133,6 +136,11 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         if not any(hook['type'] == 'mmpatch.CheckInvalidLossHook' for hook in own):
             hooks.append('mmpatch.CheckInvalidLossHook')
         cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
+    keep_files_whole()
+    if 'train' in splits:
+        kept = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {'interval': 1})
+        if kept and kept.get('type', 'CheckpointHook') in ('CheckpointHook', EngineCheckpointHook):
+            kept['type'] = 'mmpatch.CheckpointHook'  # its subclasses keep to themselves
     if args.launcher != 'none' and get_device() == 'cpu':
         if norms := list(find_sync_norms(cfg.model, 'model')) if 'train' in splits else []:
             raise ValueError(
@@ -289,29 +297,38 @@ def set_precision(cfg: Config, is_mixed: bool) -> None:
 
 
 def check_resumption(cfg: Config) -> None:
-    """Check what ``--resume`` without a path continues from, which MMEngine does not.
+    """Find what ``--resume`` without a path continues from: the last whole checkpoint.
 
-    Warns if there is nothing, so that a run that was never interrupted can start with it as well.
+    That is the one that ``last_checkpoint`` names, also if the work dir was moved; else the newest.
+    Warns of damaged ones, and if there is none, so that a first run can start with it as well.
 
     Raises:
-        FileNotFoundError: If the last checkpoint of the work dir is not there any more.
+        FileNotFoundError: If none is whole, but ``last_checkpoint`` names one.
     """
-    note = Path(cfg.work_dir, 'last_checkpoint')
+    folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
     if cfg.load_from is not None:
         return
-    if not note.is_file():
-        print_log(
-            f'--resume: {cfg.work_dir} has no checkpoint yet, so training starts from the '
-            'beginning; --work-dir or --resume PATH name another one',
-            logger='current',
-            level=logging.WARNING,
-        )
-    elif not Path(note.read_text().strip()).is_file():
-        there = ', '.join(sorted(path.name for path in note.parent.glob('*.pth'))) or 'none'
+    named = note.read_text().strip() if note.is_file() else ''
+    files = [p for k in ('epoch_*.pth', 'iter_*.pth', INTERRUPTED) for p in folder.glob(k)]
+    files.sort(key=os.path.getmtime, reverse=True)
+    for file in dict.fromkeys([Path(named), folder / Path(named).name, *files]):
+        if file.is_file() and is_whole(file):
+            cfg.load_from = str(file)
+            return
+        if file.is_file():
+            text = f'{file} is damaged, or was not written to its end; --resume leaves it out'
+            print_log(text, logger='current', level=logging.WARNING)
+    if named:
         raise FileNotFoundError(
-            f'{note} names {note.read_text().strip()}, which does not exist; continue with '
-            f'--resume PATH. Checkpoints in {cfg.work_dir}: {there}'
+            f'{note} names {named}, which does not exist or is damaged; continue with --resume '
+            f'PATH. No other checkpoint in {folder} is whole'
         )
+    print_log(
+        f'--resume: {folder} has no checkpoint yet, so training starts from the beginning; '
+        '--work-dir or --resume PATH name another one',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 def load_strictly(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,182 @@
+"""Files of a run that are whole or not there, and a state to continue from, whatever ends it."""
+
+import logging
+import os
+import signal
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from mmengine import dist, fileio
+from mmengine.fileio.backends import LocalBackend
+from mmengine.hooks import checkpoint_hook
+from mmengine.logging import print_log
+from mmengine.registry import VISBACKENDS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.visualization.vis_backend import LocalVisBackend, force_init_env
+
+from mmpatch.registry import HOOKS
+
+#: File of the work dir with the state in the middle of an epoch, until the next checkpoint.
+INTERRUPTED = 'interrupted.pth'
+
+
+def keep_files_whole() -> None:
+    """Make MMEngine write files whole, and go on where a log or a picture finds the disk full."""
+    fileio.register_backend('local', WholeFileBackend, force=True, prefixes='')
+    VISBACKENDS.register_module('LocalVisBackend', force=True, module=PatientVisBackend)
+    logging.raiseExceptions = False  # a log file that is full would print tracebacks
+    checkpoint_hook.open = _open_note
+
+
+class WholeFileBackend(LocalBackend):
+    """MMEngine's local files, written under another name and renamed once they are on the disk."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes.
+
+        Raises:
+            OSError: If they cannot be written; an older file of this name is still there.
+        """
+        path = Path(filepath)
+        part = path.with_name(f'{path.name}.part')
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open('wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OSError(
+                f'{path} ({len(obj) / 1e6:.1f} MB) cannot be written: {error.strerror}. Older '
+                'files are whole. Free space, or name another --work-dir; --resume continues'
+            ) from error
+
+
+class PatientVisBackend(LocalVisBackend):
+    """MMEngine's curves and pictures. Those that cannot be written cost a warning, not the run."""
+
+    @force_init_env
+    def add_image(self, name: str, image: Any, step: int = 0, **kwargs: Any) -> None:
+        """Write a picture (H, W, 3), uint8, RGB."""
+        data = cv2.imencode('.png', image[..., ::-1])[1].tobytes()
+        self._try(fileio.put, data, os.path.join(self._img_save_dir, f'{name}_{step}.png'))
+
+    def _dump(self, value_dict: dict[str, Any], file_path: str, file_format: str) -> None:
+        size = os.path.getsize(file_path) if os.path.exists(file_path) else 0
+        if not self._try(super()._dump, value_dict, file_path, file_format):
+            os.truncate(file_path, size)  # no half line
+
+    def _try(self, write: Callable[..., None], *args: Any) -> bool:
+        try:
+            write(*args)
+        except OSError as error:  # MMEngine shows the same warning once
+            text = f'curves or pictures in {self._save_dir} cannot be written and are left out: '
+            print_log(f'{text}{error.__cause__ or error}', 'current', logging.WARNING)
+            return False
+        return True
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a checkpoint was written to its end, and every checksum in it is right."""
+    try:
+        with zipfile.ZipFile(file) as content:
+            return content.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+@contextmanager
+def _open_note(path: str, mode: str) -> Iterator[StringIO]:
+    """Write the only file that MMEngine's hook opens itself: ``last_checkpoint``."""
+    yield (text := StringIO())
+    fileio.put(text.getvalue().encode(), path)
+
+
+def save_interrupted(runner: Runner) -> str:
+    """Save the state after the running iteration, for ``--resume``; returns the path."""
+    path = os.path.join(runner.work_dir, INTERRUPTED)
+    runner.save_checkpoint(runner.work_dir, INTERRUPTED, by_epoch=False)
+    if dist.is_main_process():
+        fileio.put(path.encode(), os.path.join(runner.work_dir, 'last_checkpoint'))
+    dist.barrier()  # torchrun ends all processes when the first of them ends
+    return path
+
+
+@HOOKS.register_module()
+class CheckpointHook(checkpoint_hook.CheckpointHook):
+    """MMEngine's hook of this name, which loses nothing when a run is ended.
+
+    An older checkpoint is removed when the newer one is whole, which takes space for one more. At
+    SIGTERM or SIGUSR1, which Slurm can send ahead of its time limit, all ranks finish the running
+    iteration or validation, save ``interrupted.pth`` and exit with 128 plus the number of the
+    signal (143 for SIGTERM). A run that is resumed in the middle of an epoch reads the batches it
+    has seen and leaves them out, so that it equals an uninterrupted one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.signal, self.file_backend = 0, WholeFileBackend()
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            # Slurm sends it to the processes that load data, too. They start later and inherit
+            # this, so that they live as long as the iteration.
+            signal.signal(number, lambda number, frame: setattr(self, 'signal', number))
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Leave out the batches of this epoch that an interrupted run has seen."""
+        hub, loop = runner.message_hub, runner.train_loop
+        epoch, begin = hub.get_info('epoch_begin', (0, runner.iter))
+        done = runner.iter - begin if epoch == runner.epoch else 0
+        hub.update_info('epoch_begin', (runner.epoch, runner.iter - done))
+        vars(loop).pop('run_iter', None)  # of the epoch before
+        if done and isinstance(loop, EpochBasedTrainLoop):
+            runner.logger.info(f'Leaving out {done} batches that have been trained on')
+            run = loop.run_iter
+            loop.run_iter = lambda idx, batch: run(idx, batch) if idx >= done else None
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Save if it is time, and end the run if any rank was told to.
+
+        Raises:
+            SystemExit: At a signal, but not after the last iteration.
+        """
+        super().after_train_iter(runner, *args, **kwargs)
+        number = torch.tensor(self.signal, device=dist.get_comm_device())
+        dist.all_reduce(number, 'max')
+        is_last = runner.iter + 1 == runner.max_iters
+        # gradients that are being accumulated are in no checkpoint
+        if number and not is_last and runner.optim_wrapper.should_update():
+            path, name = save_interrupted(runner), signal.Signals(int(number)).name
+            runner.logger.info(f'{name}: the state is in {path}, from which --resume continues')
+            sys.exit(128 + int(number))
+
+    def _save_checkpoint_with_step(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        with self._removing_last(runner):
+            self.file_backend.remove(os.path.join(runner.work_dir, INTERRUPTED))
+            super()._save_checkpoint_with_step(runner, *args, **kwargs)
+
+    def _save_best_checkpoint(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        with self._removing_last(runner):
+            super()._save_best_checkpoint(runner, *args, **kwargs)
+
+    @contextmanager
+    def _removing_last(self, runner: Runner) -> Iterator[None]:
+        """Put off what MMEngine removes before it writes until that is written."""
+        outdated: list[str] = []
+        backend, self.file_backend = self.file_backend, copy(self.file_backend)
+        self.file_backend.remove = outdated.append
+        yield
+        self.file_backend = backend
+        best = [v for k, v in runner.message_hub.runtime_info.items() if k.startswith('best_ckpt')]
+        for path in outdated if dist.is_main_process() else ():
+            if path not in best and backend.isfile(path):
+                backend.remove(path)

@@ -1,0 +1,297 @@
+"""Training that is ended or hindered from outside: signals, full disks, lost processes, NaN.
+
+Trainings run in copies of this process. A hook in their config sends real signals and sets limits.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import mmpatch
+from mmpatch.engine.storage import keep_files_whole
+from mmpatch.engine.tool import check_resumption
+
+import support
+
+pytestmark = pytest.mark.hosts
+
+#: Two configs; tools/reliability/fault.py has the hook that causes the faults.
+SMALL = """
+_base_ = '{base}'
+model = dict(backbone=dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), neck=dict({neck}))
+train_dataloader = dict(batch_size=2)
+randomness = dict(seed=3)
+default_hooks = dict(logger=dict(interval=1))
+custom_imports = dict(imports=['reliability.fault'])
+"""
+
+
+@pytest.fixture(scope='module')
+def project(toy, tmp_path_factory):
+    """A detector and a segmentor that train for six iterations in an epoch, and their data."""
+    import mmdet.utils
+    import mmseg.utils
+
+    mmdet.utils.register_all_modules(init_default_scope=False)
+    mmseg.utils.register_all_modules(init_default_scope=False)
+    folder = tmp_path_factory.mktemp('faults')
+    for name, config, neck in (
+        ('detector', 'demo/retinanet_poolformer-nano_fpn_toy-coco.py', 'in_channels=[16, 24, 32]'),
+        ('segmentor', 'demo/fpn_poolformer-nano_toy-ade20k.py', 'in_channels=[8, 16, 24, 32]'),
+    ):
+        Config.fromfile(mmpatch.config_path(config)).dump(folder / f'{name}_base.py')
+        (folder / f'{name}.py').write_text(SMALL.format(base=f'{name}_base.py', neck=neck))
+    (folder / 'data').symlink_to(toy)
+    return folder
+
+
+@pytest.fixture
+def user(project, tmp_path):
+    """A copy of the project, to work in."""
+    folder = tmp_path / 'user'
+    shutil.copytree(project, folder, symlinks=True)
+    return folder
+
+
+def train(folder, name, *more, fault=None, work_dir='out', **settings):
+    """Train in a copy of this process.
+
+    Returns:
+        Exit status, negative for a signal, and what was printed.
+    """
+    data = {'detector': 'data/coco', 'segmentor': 'data/ade'}[name]
+    settings = {'data_root': data, **settings}
+    hooks = f"custom_hooks = [dict(type='Fault', **{fault})]" if fault else ''
+    (folder / 'config.py').write_text(f"_base_ = '{name}.py'\n{hooks}\n")
+    options = [f'{key}={value}'.replace(' ', '') for key, value in settings.items()]
+    arguments = ['config.py', '--work-dir', work_dir, *more, '--cfg-options', *options]
+    read, write = os.pipe()  # no file, whose size could be limited
+    child = os.fork()
+    if not child:
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        Config.pretty_text = ''  # formatting it takes a second
+        os._exit(support._run_script(folder, str(support.ROOT / 'tools/train.py'), *arguments))
+    os.close(write)
+    with os.fdopen(read) as stream:
+        text = stream.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+def weights(file):
+    return torch.load(file, weights_only=True)['state_dict']
+
+
+def same(file, other):
+    a, b = weights(file), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+#: Settings of short trainings: twice six iterations, and six of them.
+EPOCHS = {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 9}
+ITERATIONS = {'train_cfg.max_iters': 6, 'train_cfg.val_interval': 9}
+LAST = {'detector': (EPOCHS, 'epoch_2.pth'), 'segmentor': (ITERATIONS, 'iter_6.pth')}
+
+
+@pytest.fixture(scope='module')
+def whole(project, tmp_path_factory):
+    """The last checkpoints of trainings that nothing interrupts."""
+    found = {}
+    for name, (settings, last) in LAST.items():
+        folder = tmp_path_factory.mktemp('whole') / 'user'
+        shutil.copytree(project, folder, symlinks=True)
+        status, text = train(folder, name, **settings)
+        assert not status, text
+        found[name] = folder / 'out' / last
+    return found
+
+
+@pytest.mark.parametrize(
+    ('name', 'at', 'number'),
+    [('detector', 7, 'SIGTERM'), ('detector', 5, 'SIGUSR1'), ('segmentor', 3, 'SIGTERM')],
+    ids=['in an epoch', 'at the end of an epoch', 'by iteration'],
+)
+def test_a_signal_ends_the_iteration_and_resuming_equals_going_on(user, whole, name, at, number):
+    settings, last = LAST[name]
+    fault = {'at': at, 'number': int(signal.Signals[number])}
+    status, text = train(user, name, fault=fault, **settings)
+    file = user / 'out/interrupted.pth'
+    assert status == 128 + fault['number'], text
+    assert text.strip().endswith(f'{number}: the state is in {file}, from which --resume continues')
+    assert (user / 'out/last_checkpoint').read_text() == str(file)
+    assert torch.load(file, weights_only=True)['meta']['iter'] == at + 1
+    shutil.move(user / 'out', user / 'moved')
+    status, text = train(user, name, '--resume', work_dir='moved', **settings)
+    assert not status and same(user / 'moved' / last, whole[name]), text
+    assert (user / 'moved/last_checkpoint').read_text() == str(user / 'moved' / last)
+    assert not (user / 'moved/interrupted.pth').exists()
+
+
+#: More than any log of these trainings takes, less than a checkpoint.
+SIZE = 50_000
+ONE = {'default_hooks.checkpoint.max_keep_ckpts': 1}
+
+
+def test_a_process_killed_in_the_second_write_leaves_the_first_file(user):
+    status, text = train(
+        user, 'detector', fault={'at': 6, 'size': SIZE, 'is_killed': True}, **EPOCHS, **ONE
+    )
+    assert status == -signal.SIGXFSZ, text
+    assert (user / 'out/last_checkpoint').read_text() == f'{user}/out/epoch_1.pth'
+    assert [file.name for file in (user / 'out').glob('*.pth')] == ['epoch_1.pth']
+    assert (user / 'out/epoch_2.pth.part').stat().st_size == SIZE
+    status, text = train(user, 'detector', '--resume', **EPOCHS, **ONE)
+    assert not status and 'resumed epoch: 1' in text, text
+    files = sorted(file.name for file in (user / 'out').iterdir() if file.is_file())
+    assert files == ['config.py', 'epoch_2.pth', 'last_checkpoint']
+
+
+class Rising(BaseMetric):
+    """A metric that rises with every evaluation, and then finds the disk full."""
+
+    count = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        self.count += 1
+        if self.count == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+        return {'score': self.count}
+
+
+class Line(BaseModel):
+    """The smallest model."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x, mode):
+        loss = self.linear(x).square().mean()
+        return {'loss': loss} if mode == 'loss' else [loss]
+
+
+def make_runner(folder, **settings):
+    """A runner of MMEngine with what the tools add to it: two epochs of four iterations."""
+    loader = DataLoader(TensorDataset(torch.ones(4, 1)))
+    saving = {'type': 'mmpatch.CheckpointHook', 'interval': 1, **settings.pop('checkpoint', {})}
+    return Runner(
+        **{'model': Line(), 'work_dir': str(folder), 'train_dataloader': loader, **settings},
+        train_cfg={'by_epoch': True, 'max_epochs': 2},
+        optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
+        default_hooks={'checkpoint': saving},
+        experiment_name=folder.name,
+        log_level='ERROR',
+    )
+
+
+def in_child(function):
+    """Exit status of a copy of this process that runs a function; 70 after an exception."""
+    child = os.fork()
+    if not child:
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_the_best_checkpoint_stays_until_the_better_one_is_whole(tmp_path):
+    def evaluate():
+        keep_files_whole()
+        val = {'val_dataloader': DataLoader(TensorDataset(torch.ones(1, 1))), 'val_cfg': {}}
+        saving = {'interval': 9, 'save_last': False, 'save_best': 'score', 'rule': 'greater'}
+        runner = make_runner(
+            tmp_path, val_evaluator=Evaluator([Rising()]), checkpoint=saving, **val
+        )
+        with pytest.raises(OSError, match=r'best_score_epoch_2\.pth .* cannot be written'):
+            runner.train()
+
+    assert in_child(evaluate) == 0
+    assert [file.name for file in tmp_path.glob('*.pth*')] == ['best_score_epoch_1.pth']
+    assert weights(tmp_path / 'best_score_epoch_1.pth')
+
+
+def test_a_full_disk_ends_with_the_name_of_the_file(user):
+    status, text = train(user, 'detector', fault={'at': 6, 'size': SIZE}, **EPOCHS, **ONE)
+    assert status == 1 and 'Traceback' not in text, text
+    line = text.strip().splitlines()[-1]
+    assert line.startswith(f'error: {user}/out/epoch_2.pth (') and '--resume continues' in line, (
+        line
+    )
+    assert [file.name for file in (user / 'out').glob('*.pth*')] == ['epoch_1.pth']
+    assert (user / 'out/last_checkpoint').read_text() == f'{user}/out/epoch_1.pth'
+
+
+def test_a_full_disk_costs_logs_and_pictures_but_not_the_training(user):
+    draw = {'default_hooks.visualization.draw': True, 'default_hooks.visualization.interval': 1}
+    never = {'default_hooks.checkpoint.interval': 9, 'default_hooks.checkpoint.save_last': False}
+    fault = {'at': 2, 'size': 700}
+    status, text = train(
+        user, 'detector', fault=fault, **{'train_cfg.max_epochs': 1}, **draw, **never
+    )
+    assert not status and 'Traceback' not in text and 'Epoch(val) [1][1/1]' in text, text
+    assert text.count('cannot be written and are left out: [Errno 27] File too large') == 1, text
+    scalars = next((user / 'out').glob('*/vis_data/scalars.json')).read_text().splitlines()
+    assert 2 <= len(scalars) < 6 and all(json.loads(line) for line in scalars)
+    assert not list((user / 'out').rglob('*.png*'))
+
+
+@pytest.mark.parametrize('note', [None, '', 'out/epoch_3.pth', 'old/place/epoch_2.pth', 'epoch_9'])
+def test_resumption_finds_the_last_whole_checkpoint(tmp_path, monkeypatch, caplog, note):
+    monkeypatch.chdir(tmp_path)
+    folder = Path('out')
+    folder.mkdir()
+    for i, name in enumerate(('epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth', 'best_mIoU_iter_4.pth')):
+        torch.save({'state_dict': {'a': torch.ones(999)}}, folder / name)
+        os.utime(folder / name, (i, i))
+    (folder / 'epoch_3.pth').write_bytes((folder / 'epoch_3.pth').read_bytes()[:-900])
+    if note is not None:
+        (folder / 'last_checkpoint').write_text(note)
+    cfg = Config({'work_dir': 'out', 'load_from': None})
+    lines = []
+    monkeypatch.setattr('mmpatch.engine.tool.print_log', lambda text, **kwargs: lines.append(text))
+    check_resumption(cfg)
+    assert cfg.load_from == 'out/epoch_2.pth'
+    damaged = 'out/epoch_3.pth is damaged, or was not written to its end; --resume leaves it out'
+    assert lines == ([] if note == 'old/place/epoch_2.pth' else [damaged])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'fault', 'message'),
+    [
+        (
+            {'train_dataloader.num_workers': 1},
+            {'at': 1, 'worker': True},
+            'a process that loads data was killed, .*num_workers; --resume .*Killed',
+        ),
+        (
+            {'train_dataloader.dataset.pipeline.2.scale': '(1440,1200)'},
+            {'at': 0, 'memory': 10_000_000},
+            'out of memory: lower train_dataloader.batch_size .*with_cp=True.*--amp.*allocate',
+        ),
+    ],
+    ids=['worker killed', 'out of memory'],
+)
+def test_a_shortage_ends_in_one_line(user, settings, fault, message):
+    status, text = train(user, 'detector', fault=fault, **EPOCHS, **settings)
+    line = text.strip().splitlines()[-1]
+    assert status == 1 and re.match(f'error: {message}', line), text
