@@ -1,5 +1,6 @@
 """Hooks that the tools add: a loss that is not finite, seeds by rank."""
 
+import itertools
 import random
 from functools import partial
 from types import SimpleNamespace
@@ -18,49 +19,153 @@ from mmpatch.engine import CheckInvalidLossHook, StepSeedHook
 
 
 class Spoiling(BaseModel):
-    """A model one of whose losses is NaN in one step."""
+    """A model whose loss, gradient or batch norm is NaN in some steps."""
 
-    def __init__(self, step):
+    def __init__(self, steps, what='loss'):
         super().__init__()
-        self.step = step
-        self.calls = 0
+        self.steps, self.what, self.calls = steps, what, 0
         self.linear = nn.Linear(1, 1)
+        if what == 'norm':
+            self.norm = nn.BatchNorm1d(1)
 
-    def forward(self, x, mode):
+    def forward(self, inputs, mode, data_samples=None):
         self.calls += 1
-        loss = self.linear(x).square().mean()
-        bad = loss * float('nan') if self.calls == self.step else loss
+        factor = float('nan') if self.calls in self.steps else 1.0
+        y = self.linear(inputs)
+        if self.what == 'norm':
+            y = self.norm(torch.cat([y, 2 * y]) * factor)
+        if self.what == 'gradient':
+            y.register_hook(lambda gradient: gradient * factor)
+        loss = y.square().mean()
+        bad = loss * factor if self.what == 'loss' else loss
         return {'loss_good': loss, 'loss_bad': bad}
 
 
-def test_good_checkpoints_survive_a_loss_that_is_not_finite(tmp_path):
+def collate(batch):
+    sample = SimpleNamespace(img_path=f'{int(batch[0][0])}.jpg')
+    return {'inputs': batch[0][0][None], 'data_samples': [sample]}
+
+
+def train(folder, model, epochs=5, loader=None, optimizer=None, **hook):
+    """Train on four pictures in an epoch, with checkpoints of the last two."""
+    data = TensorDataset(torch.arange(4.0)[:, None])
     runner = Runner(
-        Spoiling(step=10),
-        str(tmp_path),
-        train_dataloader=DataLoader(TensorDataset(torch.ones(4, 1))),
-        train_cfg={'by_epoch': True, 'max_epochs': 5},
-        optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
+        model,
+        str(folder),
+        train_dataloader=DataLoader(data, collate_fn=collate),
+        train_cfg={'by_epoch': True, 'max_epochs': epochs},
+        optim_wrapper={'optimizer': optimizer or {'type': 'SGD', 'lr': 0.05, 'momentum': 0.9}},
         default_hooks={
             'checkpoint': {'type': 'CheckpointHook', 'interval': 1, 'max_keep_ckpts': 2}
         },
-        custom_hooks=[{'type': 'mmpatch.CheckInvalidLossHook'}],
-        experiment_name=tmp_path.name,
+        custom_hooks=[{'type': 'mmpatch.CheckInvalidLossHook', **hook}],
+        experiment_name=f'{folder.parent.name}-{folder.name}',
         log_level='ERROR',
     )
-    message = r'iteration 10 \(epoch 3\): loss=nan, loss_bad=nan\. .*--resume'
-    with pytest.raises(FloatingPointError, match=message):
-        runner.train()
-    assert sorted(file.name for file in tmp_path.glob('*.pth')) == ['epoch_1.pth', 'epoch_2.pth']
-    for file in tmp_path.glob('*.pth'):
+    runner.train()
+    return runner
+
+
+def list_checkpoints(folder):
+    for file in folder.glob('*.pth'):
         state = torch.load(file, weights_only=True)['state_dict']
         assert all(value.isfinite().all() for value in state.values())
+    return sorted(file.name for file in folder.glob('*.pth'))
 
 
-def test_the_loss_of_another_rank_counts(monkeypatch):
-    monkeypatch.setattr('mmengine.dist.all_reduce', lambda count: count.add_(1))
-    runner = SimpleNamespace(iter=6, epoch=1, work_dir='out')
-    with pytest.raises(FloatingPointError, match=r'iteration 7 \(epoch 2\): on another rank'):
-        CheckInvalidLossHook().after_train_iter(runner, 0, None, {'loss': torch.tensor(1.0)})
+@pytest.mark.parametrize(
+    ('what', 'found'),
+    [('loss', 'loss=nan, loss_bad=nan in 1.jpg'), ('gradient', '1.jpg')],
+)
+def test_good_checkpoints_survive_what_is_not_finite(tmp_path, what, found):
+    model = Spoiling({10}, what)
+    message = rf'^the {what} is not finite at iteration 10 \(epoch 3\): {found}\. .*--resume'
+    with pytest.raises(FloatingPointError, match=message):
+        train(tmp_path, model)
+    assert list_checkpoints(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
+    assert model.linear.weight.isfinite().all()
+
+
+@pytest.mark.parametrize('what', ['loss', 'gradient'])
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+def test_a_step_is_left_out_and_changes_nothing(tmp_path, what, optimizer, monkeypatch):
+    monkeypatch.setattr('mmpatch.engine.hooks.print_log', lambda text, **_: lines.append(text))
+    lines, states = [], []
+    setting = {'type': optimizer, 'lr': 0.05, 'weight_decay': 0.1}
+
+    def note(model, inputs):
+        states.append([p.detach().clone() for p in model.parameters()])
+
+    model = Spoiling({2, 3, 6}, what)
+    model.register_forward_pre_hook(note)
+    train(tmp_path, model, epochs=2, optimizer=setting, patience=2)
+    equal = [all(map(torch.equal, *pair)) for pair in itertools.pairwise(states)]
+    assert equal == [i in (2, 3, 6) for i in range(1, 8)]
+    assert [line.split('; ')[-1] for line in lines] == [
+        '1 in a row, 1 in all',
+        '2 in a row, 2 in all',
+        '1 in a row, 3 in all',
+    ]
+    assert list_checkpoints(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
+
+
+def test_too_many_in_a_row_stop_with_the_state_saved(tmp_path):
+    model = Spoiling({6, 7, 8})
+    file = tmp_path / 'interrupted.pth'
+    with pytest.raises(FloatingPointError, match=rf'iteration 8 .*state before is in {file}'):
+        train(tmp_path, model, patience=2)
+    assert list_checkpoints(tmp_path) == ['epoch_1.pth', 'interrupted.pth']
+    saved = torch.load(file, weights_only=True)
+    assert saved['meta']['iter'] == 8 and saved['meta']['epoch'] == 1
+    assert torch.equal(saved['state_dict']['linear.weight'], model.linear.weight)
+    assert (tmp_path / 'last_checkpoint').read_text() == str(file)
+
+
+def test_batch_norms_that_are_spoiled_stop_training(tmp_path):
+    with pytest.raises(FloatingPointError, match=r'It spoiled norm\.running_mean, too\. Training'):
+        train(tmp_path, Spoiling({6}, 'norm'), patience=-1)
+    assert list_checkpoints(tmp_path) == ['epoch_1.pth']
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_loss_scaler_is_left_to_itself(fused):
+    model, hook = nn.Linear(1, 1), CheckInvalidLossHook()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    hook.before_train(SimpleNamespace(optim_wrapper=SimpleNamespace(optimizer=optimizer)))
+    scaler = torch.amp.GradScaler('cpu')
+    for factor in (float('inf'), 1.0):
+        before = model.weight.detach().clone()
+        scaler.scale(model(torch.ones(1, 1)).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert not hook.is_left_out and torch.equal(model.weight, before) == (factor != 1)
+        optimizer.zero_grad()
+
+
+def check_rank(rank, file, queue):
+    torch.distributed.init_process_group('gloo', f'file://{file}', rank=rank, world_size=2)
+    runner = SimpleNamespace(iter=6, epoch=1, work_dir='out', model=nn.Linear(1, 1))
+    data = {'data_samples': [SimpleNamespace(img_path=f'{rank}.jpg')]}
+    loss = torch.tensor(float('nan') if rank else 1.0)
+    try:
+        CheckInvalidLossHook().after_train_iter(runner, 0, data, {'loss': loss})
+    except FloatingPointError as error:
+        queue.put(str(error))
+
+
+def test_the_loss_of_another_rank_counts(tmp_path):
+    context = torch.multiprocessing.get_context('fork')
+    queue = context.Queue()
+    ranks = [
+        context.Process(target=check_rank, args=(rank, tmp_path / 'store', queue))
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    first, second = (queue.get(timeout=60) for _ in ranks)
+    assert first == second and 'iteration 7 (epoch 2): loss=nan in 1.jpg. ' in first
+    for process in ranks:
+        process.join()
 
 
 def draw(loop, rank, epoch, world_size=2):

@@ -1,16 +1,20 @@
 """Hooks that the tools add to every config."""
 
+import logging
+import math
 from functools import partial
 from typing import Any
 
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 from mmpatch.engine.classes import check_heads
 from mmpatch.engine.data import check_dataset
+from mmpatch.engine.storage import save_interrupted
 from mmpatch.registry import HOOKS
 
 
@@ -41,33 +45,86 @@ class DataCheckHook(Hook):
 
 @HOOKS.register_module()
 class CheckInvalidLossHook(Hook):
-    """Stops training at the first NaN or infinite loss, before the next checkpoint is written.
+    """Keeps a NaN or infinite loss or gradient from the weights, and stops training.
 
-    Such a loss can ruin the weights, and later checkpoints replace the good ones. mmdet's hook
-    of this name checks every 50th iteration, on each rank alone. Here every iteration is checked,
-    and all ranks stop together, so that none of them writes a checkpoint.
+    The optimizer leaves out the step, on all ranks. A loss scaler (``--amp``) does so by itself
+    for gradients, which is normal and not counted. mmdet's hook of this name looks at every 50th
+    loss, after the step.
+
+    Args:
+        patience: How many iterations in a row may be left out, each with a warning. After more,
+            the state is saved for ``--resume`` and training stops. -1 never stops; 0 stops at the
+            first and saves nothing, as training has diverged in most cases.
     """
+
+    priority = 80  # between MMEngine's ParamSchedulerHook and CheckpointHook
+
+    def __init__(self, patience: int = 0) -> None:
+        self.patience, self.in_row, self.total = patience, 0, 0
+        self.is_left_out = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Watch the gradients that the optimizer gets."""
+        runner.optim_wrapper.optimizer.register_step_pre_hook(self._check_gradients)
+
+    def _check_gradients(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if hasattr(optimizer, 'found_inf'):
+            return  # of a loss scaler, which leaves the check to this optimizer
+        parameters = [p for group in optimizer.param_groups for p in group['params']]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, math.inf)
+        self.is_left_out = _is_any_rank(~norm.isfinite())
+        for parameter in parameters if self.is_left_out else ():
+            parameter.grad = None  # and no optimizer changes it
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Check the loss of one iteration.
+        """Check one iteration.
 
         Raises:
-            FloatingPointError: If the loss is not finite on any rank.
+            FloatingPointError: If the loss or the gradient is not finite on any rank, more than
+                ``patience`` times in a row, or has spoiled statistics of batch norms.
         """
         losses = {k: torch.as_tensor(v) for k, v in (outputs or {}).items() if 'loss' in k}
-        is_spoiled = ~losses.get('loss', torch.zeros(())).isfinite()
-        count = is_spoiled.to(dist.get_comm_device(), torch.float32)
-        dist.all_reduce(count)
-        if count.item():
-            wrong = [f'{k}={v.item()}' for k, v in losses.items() if not v.isfinite().all()]
-            raise FloatingPointError(
-                f'the loss is not finite at iteration {runner.iter + 1} (epoch '
-                f'{runner.epoch + 1}): {", ".join(wrong) or "on another rank"}. Training stops '
-                f'here to keep the checkpoints in {runner.work_dir}. Lower the learning rate, warm '
-                'up longer or clip gradients, then continue with --resume'
-            )
+        is_loss = _is_any_rank(~losses.get('loss', torch.zeros(())).isfinite())
+        is_left_out, self.is_left_out = self.is_left_out, False
+        if not is_loss and not is_left_out:
+            self.in_row = 0
+            return
+        self.in_row, self.total = self.in_row + 1, self.total + 1
+        wrong = ', '.join(f'{k}={v.item()}' for k, v in losses.items() if _is_spoiled(v))
+        samples = data_batch.get('data_samples', []) if isinstance(data_batch, dict) else []
+        files = ', '.join(s.img_path for s in samples if hasattr(s, 'img_path'))
+        stats = [k for k, v in runner.model.named_buffers() if 'running_' in k and _is_spoiled(v)]
+        ranks = dist.all_gather_object((wrong, files, stats[:1]))
+        places = [' in '.join(filter(None, rank[:2])) for rank in ranks if rank[0] or not is_loss]
+        text = (
+            f'the {"loss" if is_loss else "gradient"} is not finite at iteration {runner.iter + 1} '
+            f'(epoch {runner.epoch + 1}): {"; ".join(places)}. '
+        )
+        if stats := [name for rank in ranks for name in rank[2]]:
+            text += f'It spoiled {stats[0]}, too. '
+        elif self.patience < 0 or self.in_row <= self.patience:
+            text += f'The step is left out; {self.in_row} in a row, {self.total} in all'
+            print_log(text, logger='current', level=logging.WARNING)
+            return
+        elif self.patience:
+            text += f'The state before is in {save_interrupted(runner)}. '
+        raise FloatingPointError(
+            f'{text}Training stops here to keep the checkpoints in {runner.work_dir}. Lower the '
+            'learning rate, warm up longer or clip gradients, then continue with --resume'
+        )
+
+
+def _is_spoiled(value: torch.Tensor) -> bool:
+    return not value.isfinite().all()
+
+
+def _is_any_rank(flag: torch.Tensor) -> bool:
+    count = flag.to(dist.get_comm_device(), torch.float32)
+    dist.all_reduce(count)
+    return bool(count.item())
 
 
 @HOOKS.register_module()
