@@ -619,7 +619,7 @@ def train_one_step(model, x, dtype):
 
 
 @over_forms(has('frozen_stages', 'get_layer_depth'))
-@DRAWN(max_examples=2)
+@DRAWN(max_examples=3)
 @given(data=st.data())
 def test_frozen_stages_stay_and_all_else_learns(form, data):
     """What is frozen runs before what learns; norms of frozen maps belong to it."""
@@ -785,7 +785,7 @@ def test_compiles_whole(name, torch_seed):
     assert_same_gradients(model, grads)
 
 
-@over_settings(10, is_own)
+@over_settings(5, is_own)
 def test_folded_networks_equal_their_own(name, device, data):
     torch.manual_seed(0)
     form = draw_form(data, CLASSES[name])
