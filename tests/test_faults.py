@@ -25,7 +25,7 @@ import mmpatch
 from mmpatch.engine.storage import keep_files_whole
 from mmpatch.engine.tool import check_resumption
 
-import support
+from support import ROOT, run_words
 
 pytestmark = pytest.mark.hosts
 
@@ -82,10 +82,8 @@ def train(folder, name, *more, fault=None, work_dir='out', **settings):
     read, write = os.pipe()  # no file, whose size could be limited
     child = os.fork()
     if not child:
-        os.dup2(write, 1)
-        os.dup2(write, 2)
         Config.pretty_text = ''  # formatting it takes a second
-        os._exit(support._run_script(folder, str(support.ROOT / 'tools/train.py'), *arguments))
+        run_words([ROOT / 'tools/train.py', *arguments], folder, f'/dev/fd/{write}')
     os.close(write)
     with os.fdopen(read) as stream:
         text = stream.read()

@@ -2,7 +2,7 @@
 
     python tools/demo.py --seed 0
 
-This takes about six minutes on two idle CPU cores and writes ``summary.json``, ``predictions.png``
+This takes about ten minutes on two idle CPU cores and writes ``summary.json``, ``predictions.png``
 and ``curves.png`` to ``work_dirs/demo``. Every step runs one of the project's tools. The first line
 of each log in that folder is its command.
 """
@@ -284,7 +284,7 @@ def main() -> None:
     seed = parser.parse_args().seed
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    print(f'mmpatch demo, seed {seed}: about six minutes on two idle cores. Logs are in {OUT}.')
+    print(f'mmpatch demo, seed {seed}: about ten minutes on two idle cores. Logs are in {OUT}.')
     phases = Phases(2 + 2 * len(TASKS))
     shutil.rmtree(DATA, ignore_errors=True)
     phases.run('draw data', ['tools/make_toy_data.py', '--out', str(DATA), '--seed', str(seed)])
