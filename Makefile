@@ -12,7 +12,7 @@ PYTEST = $(CACHE) PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -q --basetem
 # Two processes of one thread each are faster on two cores than threads that wait for each other.
 TEST = OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
-.PHONY: demo test test-lowest test-matrix gpu lint lock licenses docs figures clean
+.PHONY: demo test test-lowest test-matrix reliability gpu lint lock licenses docs figures clean
 
 demo: .venv/ready
 	$(CACHE) $(BIN)/python tools/demo.py --seed $(SEED)
@@ -30,6 +30,10 @@ MATRIX ?= lowest 3.10 3.11 3.12 3.13 newest
 TESTS ?= tests
 test-matrix: .venv/ready
 	$(BIN)/python tests/matrix.py $(MATRIX) --tests $(TESTS)
+
+# Breaks things on purpose, in under 20 minutes: a table, and status 1 if a promise is broken.
+reliability: .venv/ready
+	$(CACHE) OMP_NUM_THREADS=1 $(BIN)/python tools/check_reliability.py
 
 # Tests that take a CUDA device, then the benchmarks.
 gpu: .venv/ready
