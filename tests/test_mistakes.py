@@ -240,7 +240,8 @@ MISTAKES = {
         replace('retinanet.py', 'mmpatch::demo/none.py'),
         TRAIN,
         'config detector.py, or one that it inherits (_base_), cannot be read: '
-        'FileNotFoundError: file "<...>/.mim/configs/demo/none.py" does not exist',
+        "ValueError: mmpatch has no config 'mmpatch::demo/none.py'; nearest: none is similar. "
+        'mmpatch.list_configs() lists all',
     ),
     'syntax error': (
         add('train_cfg = dict('),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from mmengine import hub
+from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DefaultScope
 
@@ -74,6 +75,15 @@ def test_names_of_the_hosts_are_left_to_them():
         make('DetInferencer', 'none')
     with pytest.raises(AssertionError, match='does not support to load none config'):
         hub.get_model('none::folder/name.py')
+
+
+def test_variables_of_a_base_are_looked_up_in_the_host(tmp_path):
+    from mmseg.registry import TRANSFORMS
+
+    file = tmp_path / 'mine.py'
+    file.write_text(f"_base_ = 'mmpatch::{SEGMENTOR}'\nmine = [*_base_.train_pipeline]\n")
+    for step in Config.fromfile(file).mine:
+        assert TRANSFORMS.build(step)
 
 
 def test_all_names_are_listed():

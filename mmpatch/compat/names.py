@@ -13,6 +13,7 @@ SCOPE = 'mmpatch'
 PREFIX = f'{SCOPE}::'
 UNTRAINED = 'mmpatch has no trained detectors or segmentors'
 _read_file = Config.fromfile
+_find_base = Config._get_cfg_path
 _load_model = BaseInferencer._load_model_from_metafile
 _get_model = hub.get_model
 
@@ -24,6 +25,19 @@ def read_file(filename: Any, *args: Any, **kwargs: Any) -> Config:
 
         filename = config_path(str(filename))
     return _read_file(filename, *args, **kwargs)
+
+
+def find_base(cfg_path: str, filename: str) -> tuple[str, str | None]:
+    """Path of a config in ``_base_``, and the scope of its variables.
+
+    MMEngine would look up the types in variables of ``mmpatch::NAME`` in mmpatch alone. They are
+    types of the host, so there is no scope.
+    """
+    if not cfg_path.startswith(PREFIX):
+        return _find_base(cfg_path, filename)
+    from mmpatch import config_path
+
+    return config_path(cfg_path), None
 
 
 def load_model(self: BaseInferencer, model: str) -> tuple[Config, Any]:
@@ -62,6 +76,7 @@ def install() -> str:
     # the import system only for names that pip does not know, such as that of a module.
     MODULE2PACKAGE[SCOPE] = 'mmpatch.registry'
     Config.fromfile = staticmethod(read_file)
+    Config._get_cfg_path = staticmethod(find_base)
     BaseInferencer._load_model_from_metafile = load_model
     hub.get_model = get_model
     return "mmpatch: configs can be inherited with _base_ = 'mmpatch::...'"

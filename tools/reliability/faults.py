@@ -25,7 +25,6 @@ EPOCHS = 4
 #: A detector that trains for six iterations in an epoch, and keeps one checkpoint.
 CONFIG = """
 _base_ = '{base}'
-data_root = '{data}/coco/'
 model = dict(
     backbone=dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), neck=dict(in_channels=[16, 24, 32])
 )
@@ -79,13 +78,13 @@ class Trainings:
     """Starts trainings of one config, with faults."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+        self.folder, self.data, self.count = folder, folder / 'toy/coco', 0
         self.context: Any = multiprocessing.get_context('forkserver')
         self.context.set_forkserver_preload(['mmpatch', 'mmdet.apis', 'mmdet.evaluation'])
         make = [sys.executable, TOOLS / 'make_toy_data.py', '--out', folder / 'toy']
         subprocess.run([*make, '--train', '12', '--val', '6'], check=True, capture_output=True)
         base = config_path('demo/retinanet_poolformer-nano_fpn_toy-coco.py')
-        config = CONFIG.format(base=base, data=folder / 'toy', epochs=EPOCHS)
+        config = CONFIG.format(base=base, epochs=EPOCHS)
         (folder / 'config.py').write_text(config)
 
     def write_config(self, fault: dict[str, Any] | None) -> Path:
@@ -100,9 +99,10 @@ class Trainings:
         self, work_dir: Path, *more: str, fault: dict[str, Any] | None = None, **options: Any
     ) -> Training:
         """Start one; options are settings of the config, with _ for a dot in double."""
+        options = {'data_root': self.data, **options}
         settings = [f'{key.replace("__", ".")}={value}' for key, value in options.items()]
         arguments = [str(self.write_config(fault)), '--work-dir', str(work_dir), *more]
-        arguments += ['--cfg-options', *settings] if settings else []
+        arguments += ['--cfg-options', *settings]
         folder = self.folder / f'run{self.count}'
         folder.mkdir()
         (folder / 'printed').touch()
@@ -222,6 +222,7 @@ def check_ranks(trainings: Trainings, folder: Path) -> Row:
         words += [str(trainings.write_config(fault)), '--launcher', 'pytorch']
         env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
         words += ['--work-dir', str(work_dir), *more, '--cfg-options', 'train_cfg.max_epochs=2']
+        words += [f'data_root={trainings.data}']
         return subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
 
     launch(None, folder / 'whole')
@@ -283,6 +284,7 @@ def check_nan(trainings: Trainings, folder: Path) -> Row:
         work_dir = folder / str(patience)
         run = trainings.folder / f'nan{patience}'
         arguments = [str(trainings.folder / 'nan.py'), '--work-dir', str(work_dir)]
+        arguments += ['--cfg-options', f'data_root={trainings.data}']
         process = trainings.context.Process(target=run_train, args=(arguments, str(run)))
         process.start()
         process.join(200)
