@@ -11,15 +11,11 @@ exit status is 1 if a promise was broken.
 import argparse
 import importlib
 import json
-import platform
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from reliability.report import make_table, to_dict
 
 from mmpatch.engine.errors import report_errors
@@ -36,7 +32,9 @@ def main() -> None:
     )
     arguments.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)}')
     arguments.add_argument('--long', action='store_true', help='try everything more often')
-    arguments.add_argument('--out', type=Path, metavar='JSON', help='write the rows to a file')
+    arguments.add_argument(
+        '--out', type=Path, metavar='JSON', help='file whose rows of the same parts are replaced'
+    )
     arguments.add_argument(
         '--write', type=Path, metavar='PAGE', help='replace the table of a page, between its marks'
     )
@@ -44,29 +42,28 @@ def main() -> None:
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         arguments.error(f'{unknown[0]} is no part; choose from {", ".join(PARTS)}')
-    rows = []
+    rows, form = [], 'long' if args.long else 'short'
     for part in args.parts or PARTS:
         with tempfile.TemporaryDirectory(prefix=f'reliability-{part}-') as folder:
             start = time.perf_counter()
             module = importlib.import_module(f'reliability.{part}')
             for row in module.check(Path(folder), args.long):
                 end = time.perf_counter()
-                rows.append(to_dict(part, row, end - start))
+                rows.append(to_dict(part, form, row, end - start))
                 print(f'{part}: {row.fault}: {row.held} of {row.tried}', file=sys.stderr)
                 start = end
-    run = {
-        'command': ' '.join(['python', *sys.argv]),
-        'date': date.today().isoformat(),
-        'machine': f'{torch.get_num_threads()} threads, {platform.machine()}, no GPU',
-        'versions': {name: version(name) for name in ('torch', 'mmengine', 'mmdet', 'numpy')},
-        'rows': rows,
-    }
     print(make_table(rows))
+    found = json.loads(args.out.read_text()) if args.out and args.out.exists() else []
+    parts = {row['part'] for row in rows}
+    found = sorted(
+        [row for row in found if row['part'] not in parts] + rows,
+        key=lambda row: PARTS.index(row['part']),
+    )
     if args.out:
-        args.out.write_text(json.dumps(run, indent=1) + '\n')
+        args.out.write_text(json.dumps(found, indent=1) + '\n')
     if args.write:
         before, _, rest = args.write.read_text().partition(MARKS[0])
-        table = '\n\n'.join((MARKS[0], make_table(rows), MARKS[1]))
+        table = '\n\n'.join((MARKS[0], make_table(found), MARKS[1]))
         args.write.write_text(before + table + rest.partition(MARKS[1])[2])
     broken = [row['promise'] for row in rows if row['held'] < row['tried']]
     sys.exit(f'error: broken: {"; ".join(broken)}' if broken else 0)

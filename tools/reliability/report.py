@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
 from typing import Any
 
 
@@ -24,15 +26,18 @@ class Row:
     result: str
 
 
-def to_dict(part: str, row: Row, seconds: float) -> dict[str, Any]:
-    """A row as JSON holds it: its fields, the part it belongs to and its duration in seconds."""
-    return {'part': part, **asdict(row), 'seconds': round(seconds, 1)}
+def to_dict(part: str, form: str, row: Row, seconds: float) -> dict[str, Any]:
+    """A row as JSON holds it: its fields, the part that it belongs to, and how it was run."""
+    versions = {name: version(name) for name in ('torch', 'mmengine', 'mmdet', 'numpy')}
+    run = {'form': form, 'date': date.today().isoformat(), 'seconds': round(seconds, 1)}
+    return {'part': part, **asdict(row), **run, 'versions': versions}
 
 
 def make_table(rows: Iterable[dict[str, Any]]) -> str:
     """A Markdown table of rows as :func:`to_dict` makes them."""
-    lines = ['| promise | what was done | tried | held | result |', '|---|---|---|---|---|']
+    lines = ['| promise | what was done | tried | held | result | run |', '|---' * 6 + '|']
     for row in rows:
-        cells = (row[key] for key in ('promise', 'fault', 'tried', 'held', 'result'))
+        cells = [row[key] for key in ('promise', 'fault', 'tried', 'held', 'result')]
+        cells.append(f'{row["form"]}, {row["date"]}')
         lines.append(f'| {" | ".join(str(cell).replace("|", "/") for cell in cells)} |')
     return '\n'.join(lines)
