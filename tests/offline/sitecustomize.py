@@ -2,7 +2,7 @@
 
 import sys
 
-LOCAL = {'localhost', '127.0.0.1', '::1', '0.0.0.0', '', None}
+LOCAL = {'localhost', '127.0.0.1', '127.1', '::1', '0.0.0.0', '', None}
 
 
 def forbid(event, arguments):
