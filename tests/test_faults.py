@@ -1,6 +1,6 @@
 """Training that is ended or hindered from outside: signals, full disks, lost processes, NaN.
 
-Trainings run in copies of this process. A hook in their config sends real signals and sets limits.
+Trainings are processes. A hook in their config sends real signals and sets limits.
 """
 
 import json
@@ -9,6 +9,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -25,7 +27,7 @@ import mmpatch
 from mmpatch.engine.storage import keep_files_whole
 from mmpatch.engine.tool import check_resumption
 
-from support import ROOT, run_words
+from support import ROOT, child_environment
 
 pytestmark = pytest.mark.hosts
 
@@ -68,7 +70,7 @@ def user(project, tmp_path):
 
 
 def train(folder, name, *more, fault=None, work_dir='out', **settings):
-    """Train in a copy of this process.
+    """Train in a process of its own.
 
     Returns:
         Exit status, negative for a signal, and what was printed.
@@ -79,15 +81,12 @@ def train(folder, name, *more, fault=None, work_dir='out', **settings):
     (folder / 'config.py').write_text(f"_base_ = '{name}.py'\n{hooks}\n")
     options = [f'{key}={value}'.replace(' ', '') for key, value in settings.items()]
     arguments = ['config.py', '--work-dir', work_dir, *more, '--cfg-options', *options]
-    read, write = os.pipe()  # no file, whose size could be limited
-    child = os.fork()
-    if not child:
-        Config.pretty_text = ''  # formatting it takes a second
-        run_words([ROOT / 'tools/train.py', *arguments], folder, f'/dev/fd/{write}')
-    os.close(write)
-    with os.fdopen(read) as stream:
-        text = stream.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+    env = {**child_environment(), 'LOCAL_RANK': '0', 'MPLBACKEND': 'Agg', 'MMPATCH_KEEP_HEAP': '0'}
+    command = [sys.executable, '-W', 'ignore', ROOT / 'tools/train.py', *arguments]
+    run = subprocess.run(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return run.returncode, run.stdout
 
 
 def weights(file):
