@@ -84,7 +84,7 @@ CHECK = import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), \
     'mmpatch is tested on Python 3.10 to 3.13, not ' + sys.version + '; set PYTHON=...'
 
 # mmdet and mmseg depend on opencv-python, whose windows need the libraries of a desktop. The locks
-# have opencv-python-headless instead, and a name for all else that is needed.
+# have opencv-python-headless instead, and every other package that is needed.
 .venv/ready .venv-lowest/ready $(PYTHONS): setup.py
 	$(INTERPRETER) -c "$(CHECK)"
 	$(INTERPRETER) -m venv --clear $(@D)

@@ -9,8 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
@@ -27,7 +25,7 @@ import mmpatch
 from mmpatch.engine.storage import keep_files_whole
 from mmpatch.engine.tool import check_resumption
 
-from support import ROOT, child_environment
+from support import ROOT, run_tool
 
 pytestmark = pytest.mark.hosts
 
@@ -81,12 +79,9 @@ def train(folder, name, *more, fault=None, work_dir='out', **settings):
     (folder / 'config.py').write_text(f"_base_ = '{name}.py'\n{hooks}\n")
     options = [f'{key}={value}'.replace(' ', '') for key, value in settings.items()]
     arguments = ['config.py', '--work-dir', work_dir, *more, '--cfg-options', *options]
-    env = {**child_environment(), 'LOCAL_RANK': '0', 'MPLBACKEND': 'Agg', 'MMPATCH_KEEP_HEAP': '0'}
-    command = [sys.executable, '-W', 'ignore', ROOT / 'tools/train.py', *arguments]
-    run = subprocess.run(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return run.returncode, run.stdout
+    command = ['-W', 'ignore', ROOT / 'tools/train.py', *arguments]
+    run = run_tool(*command, cwd=folder, check=False, env={'MMPATCH_KEEP_HEAP': '0'})
+    return run.returncode, run.stdout + run.stderr
 
 
 def weights(file):

@@ -35,7 +35,7 @@ def processes():
 
 @pytest.fixture(scope='module')
 def data(processes, tmp_path_factory):
-    return processes.make_data(tmp_path_factory.mktemp('data'))
+    return processes.make_data(tmp_path_factory.mktemp('data'), processes.PICTURES, 7)
 
 
 def assert_held(rows, tried):

@@ -120,14 +120,29 @@ def _read_file(path: Path, map_location: Any) -> Any:
     raise RuntimeError(f'{path} is not a checkpoint but {what}')
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all."""
-    part = path.with_name(f'.{path.name}.part')
+def write_whole(path: Path, content: bytes, sync: bool = False) -> None:
+    """Write a file completely or not at all; with ``sync``, it is on the disk when it has its name.
+
+    Raises:
+        OSError: If it cannot be written; an older file of this name is still there.
+    """
+    part = path.with_name(f'{path.name}.part')
     try:
-        part.write_bytes(content)
+        with part.open('wb') as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_records(archive: zipfile.ZipFile) -> None:
+    """Raise a ``zipfile.BadZipFile`` if the checksum of a record differs."""
+    for record in archive.infolist():
+        if record.CRC:  # torch writes 0 if it was told to compute none
+            archive.read(record)
 
 
 def _read_zip(path: Path, map_location: Any) -> Any:
@@ -140,9 +155,7 @@ def _read_zip(path: Path, map_location: Any) -> Any:
             return _read_npz(path)
         if any(name.endswith('/constants.pkl') for name in names):
             raise ValueError('it is a TorchScript program; save the state dict of its model')
-        for record in archive.infolist():
-            if record.CRC:  # torch writes 0 if it was told to compute none
-                archive.read(record)  # raises if the checksum differs
+        check_records(archive)
     return torch.load(path, map_location=map_location, weights_only=True)
 
 

@@ -22,6 +22,7 @@ from mmengine.registry import VISBACKENDS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.visualization.vis_backend import LocalVisBackend, force_init_env
 
+from mmpatch.compat.weight_files import check_records, write_whole
 from mmpatch.registry import HOOKS
 
 #: File of the work dir with the state in the middle of an epoch, until the next checkpoint.
@@ -46,16 +47,10 @@ class WholeFileBackend(LocalBackend):
             OSError: If they cannot be written; an older file of this name is still there.
         """
         path = Path(filepath)
-        part = path.with_name(f'{path.name}.part')
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open('wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            write_whole(path, obj, sync=True)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise OSError(
                 f'{path} ({len(obj) / 1e6:.1f} MB) cannot be written: {error.strerror}. Older '
                 'files are whole. Free space, or name another --work-dir; --resume continues'
@@ -89,10 +84,11 @@ class PatientVisBackend(LocalVisBackend):
 def is_whole(file: Path) -> bool:
     """Whether a checkpoint was written to its end, and every checksum in it is right."""
     try:
-        with zipfile.ZipFile(file) as content:
-            return content.testzip() is None
+        with zipfile.ZipFile(file) as archive:
+            check_records(archive)
     except (OSError, zipfile.BadZipFile):
         return False
+    return True
 
 
 @contextmanager

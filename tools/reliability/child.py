@@ -1,7 +1,8 @@
-"""Tools of this project as child processes, and how much memory and how many handles they hold."""
+"""Tools of this project in processes of their own, and how much memory and handles they hold."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 TOOLS = Path(__file__).parents[1]
 #: Seconds between two looks at a child, and between two lines on how far it is.
@@ -64,6 +67,26 @@ def run_tool(
     if process.returncode:
         raise RuntimeError(f'{tool} ends with {process.returncode}:\n{log.read_text()[-3000:]}')
     return samples
+
+
+def run_script(words: list[str], log: Path, **variables: str) -> None:
+    """Do what ``python WORDS`` does in this process, which was made for it; print into a file."""
+    os.environ |= {'CUDA_VISIBLE_DEVICES': '', 'MMPATCH_KEEP_HEAP': '0', **variables}
+    with log.open('w') as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    torch.set_num_threads(1)
+    sys.argv = words
+    sys.path.insert(0, str(TOOLS))
+    runpy.run_path(words[0], run_name='__main__')
+
+
+def make_data(folder: Path, train: int, val: int) -> Path:
+    """Draw pictures to train on and to evaluate on into a folder, which is returned."""
+    words = [sys.executable, TOOLS / 'make_toy_data.py', '--out', folder]
+    words += ['--train', train, '--val', val]
+    subprocess.run([*map(str, words)], check=True, capture_output=True)
+    return folder
 
 
 def _look(pid: int) -> list[Sample]:

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import torch
 
 from mmpatch import config_path
 from mmpatch.engine.storage import is_whole
+from reliability.child import make_data, run_script
 from reliability.report import Row
 
 TOOLS = Path(__file__).parents[1]
@@ -63,17 +63,6 @@ class Training:
             time.sleep(0.01)
 
 
-def run_train(arguments: list[str], output: str) -> None:
-    """Run tools/train.py in this process, which the fork server made."""
-    with open(output, 'w') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    sys.argv = ['train.py', *arguments]
-    sys.path.insert(0, str(TOOLS))
-    runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
-
-
 class Trainings:
     """Starts trainings of one config, with faults."""
 
@@ -81,8 +70,7 @@ class Trainings:
         self.folder, self.data, self.count = folder, folder / 'toy/coco', 0
         self.context: Any = multiprocessing.get_context('forkserver')
         self.context.set_forkserver_preload(['mmpatch', 'mmdet.apis', 'mmdet.evaluation'])
-        make = [sys.executable, TOOLS / 'make_toy_data.py', '--out', folder / 'toy']
-        subprocess.run([*make, '--train', '12', '--val', '6'], check=True, capture_output=True)
+        make_data(folder / 'toy', 12, 6)
         base = config_path('demo/retinanet_poolformer-nano_fpn_toy-coco.py')
         config = CONFIG.format(base=base, epochs=EPOCHS)
         (folder / 'config.py').write_text(config)
@@ -106,10 +94,14 @@ class Trainings:
         folder = self.folder / f'run{self.count}'
         folder.mkdir()
         (folder / 'printed').touch()
-        work = (arguments, str(folder / 'printed'))
-        process = self.context.Process(target=run_train, args=work)
+        return Training(folder, self.launch(arguments, folder / 'printed'))
+
+    def launch(self, arguments: list[str], log: Path) -> Any:
+        """Start tools/train.py, which prints into a file."""
+        work = [str(TOOLS / 'train.py'), *arguments], log
+        process = self.context.Process(target=run_script, args=work)
         process.start()
-        return Training(folder, process)
+        return process
 
     def is_complete(self, work_dir: Path, whole: Path) -> bool:
         """Whether a work dir has the last checkpoint, with the weights of another."""
@@ -118,6 +110,10 @@ class Trainings:
             return False
         a, b = (torch.load(f, weights_only=True)['state_dict'] for f in (file, whole))
         return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+    def goes_on(self, work_dir: Path, whole: Path) -> bool:
+        """Resume a training; whether it then :meth:`is_complete`."""
+        return not self.start(work_dir, '--resume').wait() and self.is_complete(work_dir, whole)
 
 
 def check(folder: Path, is_long: bool) -> Iterator[Row]:
@@ -155,8 +151,7 @@ def check_kills(trainings: Trainings, whole: Path, draw: random.Random, tries: i
         training.process.kill()
         training.wait()
         held += is_consistent(work_dir)
-    is_same = not trainings.start(work_dir, '--resume').wait()
-    is_same = is_same and trainings.is_complete(work_dir, whole)
+    is_same = trainings.goes_on(work_dir, whole)
     return Row(
         'a kill loses no checkpoint, and --resume ends with the weights of an uninterrupted run',
         'SIGKILL at random moments, then --resume',
@@ -179,8 +174,7 @@ def check_writes(trainings: Trainings, whole: Path, draw: random.Random, tries: 
         is_half = (work_dir / f'epoch_{epoch}.pth.part').stat().st_size == limit
         is_kept = [p.name for p in work_dir.glob('*.pth')] == [f'epoch_{epoch - 1}.pth']
         fine = is_killed and is_half and is_kept and is_consistent(work_dir)
-        fine = fine and not trainings.start(work_dir, '--resume').wait()
-        held += fine and trainings.is_complete(work_dir, whole)
+        held += fine and trainings.goes_on(work_dir, whole)
         shutil.rmtree(work_dir)
     return Row(
         'a kill inside the write of a checkpoint leaves the one before',
@@ -201,8 +195,7 @@ def check_signals(trainings: Trainings, whole: Path, draw: random.Random, tries:
         status = trainings.start(work_dir, fault=fault).wait()
         fine = status == 128 + number and (work_dir / 'interrupted.pth').is_file()
         fine = fine and is_consistent(work_dir)
-        fine = fine and not trainings.start(work_dir, '--resume').wait()
-        held += fine and trainings.is_complete(work_dir, whole)
+        held += fine and trainings.goes_on(work_dir, whole)
         shutil.rmtree(work_dir)
     return Row(
         'SIGTERM and SIGUSR1 end a run after the iteration; --resume goes on to the bit',
@@ -260,8 +253,7 @@ def check_disk(trainings: Trainings, whole: Path, folder: Path) -> Row:
         fine = fine and [p.name for p in folder.rglob('*.pth*')] == ['epoch_1.pth']
         fine = fine and is_consistent(folder / 'work')
         subprocess.run(['mount', '-o', 'remount,size=200m', str(folder)], check=True)
-        fine = fine and not trainings.start(folder / 'work', '--resume').wait()
-        fine = fine and trainings.is_complete(folder / 'work', whole)
+        fine = fine and trainings.goes_on(folder / 'work', whole)
     finally:
         subprocess.run(['umount', str(folder)], check=True)
     return Row(
@@ -285,8 +277,7 @@ def check_nan(trainings: Trainings, folder: Path) -> Row:
         run = trainings.folder / f'nan{patience}'
         arguments = [str(trainings.folder / 'nan.py'), '--work-dir', str(work_dir)]
         arguments += ['--cfg-options', f'data_root={trainings.data}']
-        process = trainings.context.Process(target=run_train, args=(arguments, str(run)))
-        process.start()
+        process = trainings.launch(arguments, run)
         process.join(200)
         fine = process.exitcode == status and Path((work_dir / 'last_checkpoint').read_text()).name
         states = [torch.load(p, weights_only=True)['state_dict'] for p in work_dir.glob('*.pth')]

@@ -40,6 +40,7 @@ from mmpatch.engine.classes import check_dataset_types, check_heads
 from mmpatch.engine.data import check_dataset, check_paths
 from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import make_parser, read_config
+from reliability.child import make_data
 from reliability.mutants import (
     Mutant,
     make_annotations,
@@ -224,9 +225,7 @@ def prepare(folder: Path) -> None:
     os.environ |= {'TORCH_HOME': str(folder / 'hub'), 'MMENGINE_HOME': str(folder / 'home')}
     os.environ |= {'TMPDIR': str(folder / 'tmp'), 'OMP_NUM_THREADS': '1'}
     torch.set_num_threads(1)
-    make = [sys.executable, TOOLS / 'make_toy_data.py', '--out', folder / 'toy']
-    command = [*make, '--train', 2, '--val', 1]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    make_data(folder / 'toy', 2, 1)
     configs = TOOLS.parent / 'configs/demo'
     files = {
         'detector': (DETECTOR, 'retinanet_poolformer-nano_fpn_toy-coco.py', 'coco', 1),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mmpatch
-from reliability.child import Sample, read_log, run_tool
+from reliability.child import Sample, make_data, read_log, run_tool
 from reliability.report import Row
 
 BASE = 'poolformer/mask-rcnn_poolformer-s12_fpn_1x_coco.py'
@@ -59,7 +59,7 @@ def check(folder: Path, is_long: bool) -> Iterator[Row]:
     """
     iterations, pictures, warm = (2000, 10000, 200) if is_long else (150, 300, 100)
     data, work_dir, log = folder / 'toy', folder / 'work', folder / 'log'
-    run_tool('make_toy_data', '--out', data, '--train', 100, '--val', 20, log=log)
+    make_data(data, 100, 20)
     base = mmpatch.config_path(BASE)
     config = folder / 'mask-rcnn.py'
     config.write_text(CONFIG.format(base=base, data=f'{data}/coco/', epochs=iterations // 50))

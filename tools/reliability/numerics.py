@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import mmpatch
-from reliability.child import read_log, run_tool
+from reliability.child import make_data, read_log, run_tool
 from reliability.report import Row
 
 CONFIG = 'demo/retinanet_poolformer-nano_fpn_toy-coco.py'
@@ -24,8 +24,7 @@ def check(folder: Path, is_long: bool) -> Iterator[Row]:
         folder: Empty folder to work in.
         is_long: Whether to take the longer form.
     """
-    sets = ['--train', 100 * BATCH if is_long else 20 * BATCH, '--val', 20]
-    run_tool('make_toy_data', '--out', folder / 'toy', *sets, log=folder / 'toy.log')
+    make_data(folder / 'toy', 100 * BATCH if is_long else 20 * BATCH, 20)
     few = f'train_dataloader.dataset.indices={20 * BATCH}'
     logs = {key: train(folder, key, key, 3, 60, few) for key in PRECISIONS}
     lines = train(folder, 'long', 'bfloat16', 20, 2000) if is_long else logs['bfloat16']

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -41,6 +40,7 @@ import mmpatch
 from mmpatch.backbones import PoolFormer
 from mmpatch.engine.data import replace_data_root
 from mmpatch.engine.tool import RANKS
+from reliability.child import make_data, run_script
 from reliability.report import Row
 
 TOOLS = Path(__file__).parents[1]
@@ -130,7 +130,8 @@ def run_ranks(
         own = dict(zip(RANKS[launcher], map(str, (rank, ranks, rank)), strict=True))
         own |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, **variables}
         line = [*words, '--work-dir', folder, *(['--launcher', launcher] if ranks > 1 else [])]
-        process = SERVER.Process(target=run_rank, args=([*map(str, line)], own, log))
+        work = [*map(str, line)], log
+        process = SERVER.Process(target=run_script, args=work, kwargs=own)
         process.start()
         processes.append(process)
     end = time.monotonic() + LIMIT
@@ -151,17 +152,6 @@ def find_port() -> str:
         return str(free.getsockname()[1])
 
 
-def run_rank(words: list[str], variables: dict[str, str], log: Path) -> None:
-    """Do what ``python WORDS`` does, in this process."""
-    os.environ |= {'CUDA_VISIBLE_DEVICES': '', 'MMPATCH_KEEP_HEAP': '0', **variables}
-    with log.open('w') as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    torch.set_num_threads(1)
-    sys.argv = words
-    runpy.run_path(words[0], run_name='__main__')
-
-
 def start(words: Sequence[Any], **variables: str) -> subprocess.Popen[str]:
     """Start a script of ``tools`` as a user does."""
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
@@ -180,14 +170,6 @@ def finish(*processes: subprocess.Popen[str]) -> str:
 
 
 # --- configs --------------------------------------------------------------------------------------
-
-
-def make_data(folder: Path) -> Path:
-    """Draw pictures to train on and seven to evaluate on."""
-    words = [sys.executable, str(TOOLS / 'make_toy_data.py'), '--out', str(folder)]
-    words += ['--train', str(PICTURES), '--val', '7']
-    subprocess.run(words, check=True, capture_output=True)
-    return folder
 
 
 @cache
@@ -603,7 +585,7 @@ def register_hosts() -> None:
 def check(folder: Path, is_long: bool) -> Iterator[Row]:
     """All checks; the long form has four ranks and all families."""
     register_hosts()
-    data = make_data(folder / 'data')
+    data = make_data(folder / 'data', PICTURES, 7)
     ranks = [2, 4] if is_long else [2]
     families = check_matrix.FAMILIES if is_long else ['poolformer', 'convmixer']
     yield from check_weights(folder / 'weights', data, families, ranks)
