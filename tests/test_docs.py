@@ -55,7 +55,7 @@ NOT_RUN = {
     'uv ': 'changes the environment',
     'python -m build': 'test_wheel builds it',
     **dict.fromkeys(
-        ('torchrun ', 'tools/dist_', 'NNODES=', 'GPUS='),
+        ('torchrun ', 'tools/dist_', 'srun ', 'NNODES=', 'GPUS='),
         'starts eight processes or more; test_processes starts two',
     ),
     'python -m mmpatch reproduce fpn_': 'downloads a released model; test_reproduce makes its own',
