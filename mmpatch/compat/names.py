@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.infer import BaseInferencer
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.utils import is_installed
 
 SCOPE = 'mmpatch'
 PREFIX = f'{SCOPE}::'
@@ -75,6 +76,8 @@ def install() -> str:
     # MMEngine asks pip for the location of a package, which is wrong for editable installs. It asks
     # the import system only for names that pip does not know, such as that of a module.
     MODULE2PACKAGE[SCOPE] = 'mmpatch.registry'
+    if not is_installed(MODULE2PACKAGE['mmseg']):  # its module may be that of a fork
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
     Config.fromfile = staticmethod(read_file)
     Config._get_cfg_path = staticmethod(find_base)
     BaseInferencer._load_model_from_metafile = load_model

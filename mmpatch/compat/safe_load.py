@@ -190,6 +190,8 @@ def install() -> str:
     CheckpointLoader.register_scheme(HUB_SCHEME, load_from_hub, force=True)
     # For torchvision://, open-mmlab:// and mmcls://, which look up a URL and call this function.
     # The other schemes call torch.load without arguments: weights_only is torch's own default.
+    # The MMEngine of onedl calls this instead, which turns weights_only off if torch refuses.
+    mmengine_checkpoint._safe_torch_load = torch.load
     mmengine_checkpoint.load_from_http = load_from_http
     return 'mmpatch: checkpoints are read with weights_only=True; only listed types are allowed'
 
