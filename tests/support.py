@@ -122,7 +122,7 @@ def call_tool(monkeypatch, script, *arguments):
 
 
 def fork_tool(folder, script, *arguments):
-    """Run a script of the project in a folder, in a copy of this process, which imported it all.
+    """Run a script, or `-m` and a module, in a folder, in a copy of this process: no imports.
 
     Returns:
         Exit status, 70 for an exception, and what was printed.
@@ -130,7 +130,7 @@ def fork_tool(folder, script, *arguments):
     log = folder / 'output'
     child = os.fork()
     if not child:
-        run_words([ROOT / script, *arguments], folder, log)
+        run_words([script if script == '-m' else ROOT / script, *arguments], folder, log)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
 
 

@@ -641,7 +641,6 @@ def test_a_family_of_another_project_takes_part(tmp_path):
 class TestConverting:
     TOOL = 'tools/convert_checkpoint.py'
 
-    @pytest.mark.process
     @pytest.mark.parametrize(
         ('reference', 'make'),
         [
@@ -649,10 +648,11 @@ class TestConverting:
             ('convmixer_768_32', lambda: ConvMixer('768/32', out_norm=False)),
         ],
     )
-    def test_finds_the_network(self, tmp_path, reference, make):
+    def test_finds_the_network(self, tmp_path, reference, make, monkeypatch, capsys):
         torch.save({'model': golden.load_reference(reference)[1]}, tmp_path / 'src.pth')
-        result = run_tool(self.TOOL, tmp_path / 'src.pth', tmp_path / 'dst.pth')
-        assert 'tensors loaded' in result.stdout and 'dropped: ' in result.stdout
+        call_tool(monkeypatch, self.TOOL, tmp_path / 'src.pth', tmp_path / 'dst.pth')
+        printed = capsys.readouterr().out
+        assert 'tensors loaded' in printed and 'dropped: ' in printed
         one, two = make(), make()
         checkpoint.load_pretrained(one, tmp_path / 'src.pth')
         checkpoint.load_pretrained(two, tmp_path / 'dst.pth')

@@ -9,11 +9,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
 
-from support import ROOT, run_tool
+from support import ROOT, fork_tool
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 DETECTOR = """
 _base_ = '{root}/configs/demo/retinanet_poolformer-nano_fpn_toy-coco.py'
+metainfo = dict(classes=('stop sign', 'kite', 'donut'))  # a matrix of 80 takes a minute to draw
+model = dict(bbox_head=dict(num_classes=3))
+train_dataloader = dict(dataset=dict(metainfo=metainfo))
+val_dataloader = dict(dataset=dict(metainfo=metainfo))
+test_dataloader = dict(dataset=dict(metainfo=metainfo))
 custom_hooks = [
     dict(type='EMAHook', momentum=0.1),
     dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', min_delta=1.0, patience=1),
@@ -49,8 +54,14 @@ def train(folder, toy, text, *options):
     config.write_text(text.format(root=ROOT))
     options = ['--cfg-options', *shlex.split(SHORT), *options]
     data = f'data_root={toy}/{"coco" if "coco" in text else "ade"}'
-    log = run_tool('tools/train.py', config, '--work-dir', folder / 'run', *options, data).stdout
-    return folder / 'run', log
+    arguments = [config, '--work-dir', folder / 'run', *options, data]
+    return folder / 'run', run(folder, 'tools/train.py', *arguments)
+
+
+def run(folder, *command):
+    status, log = fork_tool(folder, *command)
+    assert status == 0, log[-4000:]
+    return log
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +78,7 @@ def segmentor(toy, tmp_path_factory):
 
 
 def run_host(host, tool, *arguments, cwd):
-    return run_tool('-m', 'mmpatch', 'run', host, tool, *arguments, cwd=cwd).stdout
+    return run(cwd, '-m', 'mmpatch', 'run', host, tool, *arguments)
 
 
 def test_averaged_weights_are_saved(detector):

@@ -18,7 +18,7 @@ import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
 from mmpatch.engine.data import replace_data_root
 
 import golden
-from support import ROOT, call_tool, child_environment, run_tool
+from support import ROOT, call_tool, child_environment, fork_tool, run_tool
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 
@@ -44,7 +44,13 @@ def options(toy, *more):
 
 def detector(toy, *more):
     fixed = ('train_dataloader.batch_size=1', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
-    return ['tools/train.py', DETECTOR, *options(toy, 'coco', *fixed, *more)]
+    return ['tools/train.py', str(ROOT / DETECTOR), *options(toy, 'coco', *fixed, *more)]
+
+
+def run(folder, *command):
+    status, text = fork_tool(folder, *command)
+    assert status == 0, text[-4000:]
+    return text
 
 
 def last_metric(folder, key):
@@ -117,9 +123,9 @@ def test_killed_and_resumed_training_equals_an_uninterrupted_one(lacking, whole,
 
 def test_a_loss_that_is_not_finite_stops_training(toy, tmp_path):
     command = [*detector(toy, 'optim_wrapper.optimizer.lr=1e30'), '--work-dir', tmp_path]
-    result = run_tool(*command, check=False)
-    error = result.stderr.strip().splitlines()[-1]
-    assert result.returncode and re.search(r'loss is not finite at iteration \d+', error), error
+    status, text = fork_tool(tmp_path, *command)
+    error = text.splitlines()[-1]
+    assert status and re.search(r'loss is not finite at iteration \d+', error), error
     assert re.search(r'loss_(cls|bbox)=(nan|inf)', error) and not list(tmp_path.glob('*.pth'))
 
 
@@ -147,28 +153,34 @@ def test_segmentor_trains_resumes_and_predicts(lacking, tmp_path):
     steps = ['train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=1']
     steps = options(lacking, 'ade', 'train_cfg.max_iters=2', *steps)
     whole = tmp_path / 'whole'
-    result = run_tool('tools/train.py', SEGMENTOR, '--work-dir', whole, *steps)
-    text = result.stdout + result.stderr
+    train = ['tools/train.py', ROOT / SEGMENTOR]
+    text = run(tmp_path, *train, '--work-dir', whole, *steps)
     assert '1 labels in' in text and 'ADE_train_00000002.png' in text
     resume = ['--resume', whole / 'iter_1.pth']
-    run_tool('tools/train.py', SEGMENTOR, '--work-dir', tmp_path, *resume, *steps)
+    run(tmp_path, *train, '--work-dir', tmp_path, *resume, *steps)
     assert last_metric(tmp_path, 'mIoU')['step'] == 2
     resumed, uninterrupted = (
         torch.load(folder / 'iter_2.pth', weights_only=True)['state_dict']
         for folder in (tmp_path, whole)
     )
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
-    test = ['tools/test.py', SEGMENTOR, tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test']
+    test = [
+        'tools/test.py',
+        ROOT / SEGMENTOR,
+        tmp_path / 'iter_2.pth',
+        '--work-dir',
+        tmp_path / 'test',
+    ]
     out, show = tmp_path / 'labels', tmp_path / 'pictures'
-    run_tool(*test, '--out', out, '--show-dir', show, *options(lacking, 'ade'))
+    run(tmp_path, *test, '--out', out, '--show-dir', show, *options(lacking, 'ade'))
     assert len(list(out.glob('*.png'))) == 6
     assert len(list(show.rglob('*.png'))) == 6
 
 
 def test_detector_predicts(toy, whole, tmp_path):
-    test = ['tools/test.py', DETECTOR, whole / 'epoch_2.pth', '--work-dir', tmp_path]
+    test = ['tools/test.py', ROOT / DETECTOR, whole / 'epoch_2.pth', '--work-dir', tmp_path]
     out = tmp_path / 'found.pkl'
-    run_tool(*test, '--out', out, '--show-dir', 'pictures', *options(toy, 'coco'))
+    run(tmp_path, *test, '--out', out, '--show-dir', 'pictures', *options(toy, 'coco'))
     with out.open('rb') as file:
         assert len(pickle.load(file)) == 6
     assert len(list(tmp_path.glob('*/pictures/*.jpg'))) == 6
@@ -206,9 +218,8 @@ def test_detectors_of_mmdet_2_are_evaluated(toy, tmp_path, name):
     meta = {'mmdet_version': '2.19.0', 'epoch': 12}
     torch.save({'meta': meta, 'state_dict': theirs}, tmp_path / 'old.pth')
     command = ['tools/test.py', config, tmp_path / 'old.pth', '--out', tmp_path / 'old.pkl']
-    text = run_tool(*command, '--work-dir', tmp_path / 'out')
-    assert 'unexpected key' not in text.stdout + text.stderr
-    assert 'missing keys' not in text.stdout + text.stderr
+    text = run(tmp_path, *command, '--work-dir', tmp_path / 'out')
+    assert 'unexpected key' not in text and 'missing keys' not in text
     with (tmp_path / 'old.pkl').open('rb') as stream:
         found = pickle.load(stream)
     with torch.no_grad():
@@ -254,9 +265,8 @@ def spoiled(toy, tmp_path):
 
 
 def failure(toy, tmp_path, config, data, *more):
-    command = ['tools/train.py', config, '--work-dir', tmp_path / 'out']
-    result = run_tool(*command, *options(toy, data, *more), check=False)
-    return result.returncode, result.stdout + result.stderr
+    command = ['tools/train.py', ROOT / config, '--work-dir', tmp_path / 'out']
+    return fork_tool(tmp_path, *command, *options(toy, data, *more))
 
 
 def test_missing_image_is_named(spoiled, tmp_path):
