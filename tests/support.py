@@ -1,21 +1,21 @@
 """Running the project's tools as a user would, and a server of files."""
 
 import http.server
+import multiprocessing
 import os
 import runpy
-import subprocess
 import sys
-import tempfile
 import threading
-import traceback
 from pathlib import Path
 
 import torch
-from mmengine.logging import MMLogger
-from mmengine.visualization import Visualizer
 from torch.autograd.graph import saved_tensors_hooks
 
 ROOT = Path(__file__).parents[1]
+SERVER = multiprocessing.get_context('forkserver')
+#: What the tools import.
+PRELOADED = ['mmpatch.backbones', 'mmpatch.deployment']
+PRELOADED += [f'{h}.{m}' for h in ('mmdet', 'mmseg') for m in ('apis', 'datasets', 'evaluation')]
 
 
 def make_segmentor_data():
@@ -121,71 +121,51 @@ def call_tool(monkeypatch, script, *arguments):
         runpy.run_path(script, run_name='__main__')
 
 
-def fork_tool(folder, script, *arguments):
-    """Run a script, or `-m` and a module, in a folder, in a copy of this process: no imports.
+def try_tool(*words, cwd=ROOT, env=None):
+    """Do what ``python WORDS`` does, in a new process that need not import torch and the hosts.
+
+    A script is one of this project, or has an absolute path.
 
     Returns:
-        Exit status, 70 for an exception, and what was printed.
+        Exit status, negative for a signal, and what was printed.
     """
-    log = folder / 'output'
-    child = os.fork()
-    if not child:
-        run_words([script if script == '-m' else ROOT / script, *arguments], folder, log)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
+    SERVER.set_forkserver_preload(PRELOADED)
+    words = [str(word) for word in words]
+    words[0] = words[0] if words[0] in ('-c', '-m') else str(ROOT / words[0])
+    reader, writer = SERVER.Pipe(duplex=False)
+    work = words, str(cwd), {**child_environment(), **(env or {})}, writer
+    process = SERVER.Process(target=_run_words, args=work)
+    process.start()
+    writer.close()
+    with reader, open(reader.fileno(), errors='replace', closefd=False) as stream:
+        text = stream.read()
+    process.join()
+    return process.exitcode, text
 
 
-def run_words(words, folder, log, **environment):
-    """Do what `python WORDS` does in a folder, and end this process, which was made for it."""
-    status = 70
-    try:
-        with open(log, 'w') as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')
-        os.chdir(folder)
-        environment |= {'LOCAL_RANK': '0', 'MPLBACKEND': 'Agg', 'MMPATCH_KEEP_HEAP': '0'}
-        os.environ |= environment
-        tempfile.tempdir = str(folder)
-        torch.set_num_threads(1)
-        for kind in (MMLogger, Visualizer):  # those of earlier tests, of another level or host
-            kind._instance_dict.clear()
-        _run_words(*map(str, words))
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def run_tool(*words, **kwargs):
+    """Do the same, and return what was printed; a failure fails the test."""
+    status, text = try_tool(*words, **kwargs)
+    assert status == 0, f'{words}: {text[-4000:]}'
+    return text
 
 
-def _run_words(first, *others):
-    if first == '-c':
-        sys.argv = ['-c', *others[1:]]
+def _run_words(words, folder, environment, writer):
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(writer.fileno(), stream.fileno())
+        stream.reconfigure(line_buffering=True)  # lines of both in their order
+    writer.close()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    kind, *others = words
+    sys.argv = words if kind not in ('-c', '-m') else others
+    sys.path[:0] = [path for path in environment.get('PYTHONPATH', '').split(os.pathsep) if path]
+    if kind == '-c':
         exec(others[0], {'__name__': '__main__'})
-    elif first == '-m':
-        sys.argv = [*others]
+    elif kind == '-m':
         runpy.run_module(others[0], run_name='__main__')
     else:
-        sys.argv = [first, *others]
-        sys.path.insert(0, str(Path(first).resolve().parent))
-        runpy.run_path(first, run_name='__main__')
-
-
-def run_tool(*command, cwd=ROOT, check=True, env=None, **kwargs):
-    """Run a script of the project as a user would; its output is in the result."""
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**child_environment(), **(env or {})},
-        capture_output=True,
-        text=True,
-        **kwargs,
-    )
-    if check and result.returncode:
-        raise AssertionError(result.stdout[-2000:] + result.stderr[-4000:])
-    return result
+        sys.path.insert(0, str(Path(kind).resolve().parent))
+        runpy.run_path(kind, run_name='__main__')

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
 
-from support import ROOT, fork_tool
+from support import ROOT, run_tool
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 DETECTOR = """
@@ -55,13 +55,7 @@ def train(folder, toy, text, *options):
     options = ['--cfg-options', *shlex.split(SHORT), *options]
     data = f'data_root={toy}/{"coco" if "coco" in text else "ade"}'
     arguments = [config, '--work-dir', folder / 'run', *options, data]
-    return folder / 'run', run(folder, 'tools/train.py', *arguments)
-
-
-def run(folder, *command):
-    status, log = fork_tool(folder, *command)
-    assert status == 0, log[-4000:]
-    return log
+    return folder / 'run', run_tool('tools/train.py', *arguments, cwd=folder)
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +72,7 @@ def segmentor(toy, tmp_path_factory):
 
 
 def run_host(host, tool, *arguments, cwd):
-    return run(cwd, '-m', 'mmpatch', 'run', host, tool, *arguments)
+    return run_tool('-m', 'mmpatch', 'run', host, tool, *arguments, cwd=cwd)
 
 
 def test_averaged_weights_are_saved(detector):

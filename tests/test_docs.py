@@ -3,13 +3,11 @@
 import ast
 import importlib
 import json
-import multiprocessing
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from mmpatch.engine import check_model
 from mmpatch.engine.build import build_model
 from mmpatch.registry import MODELS
 
-from support import ROOT, child_environment, run_words
+from support import ROOT, child_environment, run_tool
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 PAGES = sorted(
@@ -69,9 +67,6 @@ NOT_RUN = {
     'python tools/analysis/growth': 'measures for minutes',
     'python tools/analysis/startup': 'measures for minutes',
 }
-#: What the tools import, so that their processes start with it.
-PRELOADED = ['mmpatch.backbones', 'mmpatch.deployment']
-PRELOADED += [f'{h}.{m}' for h in ('mmdet', 'mmseg') for m in ('apis', 'datasets', 'evaluation')]
 DETECTOR = 'configs/demo/retinanet_poolformer-nano_fpn_toy-coco.py'
 SEGMENTOR = 'poolformer/fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
 #: What makes a command short, each with the words in the command that ask for it.
@@ -302,23 +297,12 @@ def published(tmp_path_factory):
     return cache
 
 
-def run_in_process(words, folder, log, cache):
-    """Run `python WORDS` in a process of its own, which does not import the hosts again."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(PRELOADED)
-    target = partial(run_words, TORCH_HOME=str(cache))
-    process = context.Process(target=target, args=(words, folder, log))
-    process.start()
-    process.join()
-    assert process.exitcode == 0, f'{shlex.join(words)}\n{log.read_text()[-3000:]}'
-
-
 @pytest.mark.parametrize('commands', list_shell_blocks())
-def test_commands(commands, workspace, toy, checkpoint, released, published, tmp_path):
+def test_commands(commands, workspace, toy, checkpoint, released, published):
     for command in commands:
         words = shrink(command, toy, checkpoint, released)
         assert words[0] == 'python', command
-        run_in_process(words[1:], workspace, tmp_path / 'log', published)
+        run_tool(*words[1:], cwd=workspace, env={'TORCH_HOME': str(published)})
 
 
 def test_notebook(workspace, published, tmp_path):
@@ -327,9 +311,9 @@ def test_notebook(workspace, published, tmp_path):
     cells = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
     text = '\n\n'.join(''.join(cell['source']) for cell in cells)
     (tmp_path / 'cells.py').write_text(text)
-    log = tmp_path / 'log'
-    run_in_process([str(tmp_path / 'cells.py')], workspace, log, published)
-    assert 'largest difference' in log.read_text()
+    environment = {'TORCH_HOME': str(published)}
+    text = run_tool(tmp_path / 'cells.py', cwd=workspace, env=environment)
+    assert 'largest difference' in text
 
 
 def test_commands_that_are_not_run_are_on_the_pages():

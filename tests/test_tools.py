@@ -18,7 +18,7 @@ import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
 from mmpatch.engine.data import replace_data_root
 
 import golden
-from support import ROOT, call_tool, child_environment, fork_tool, run_tool
+from support import ROOT, call_tool, child_environment, run_tool, try_tool
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process]
 
@@ -44,13 +44,7 @@ def options(toy, *more):
 
 def detector(toy, *more):
     fixed = ('train_dataloader.batch_size=1', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
-    return ['tools/train.py', str(ROOT / DETECTOR), *options(toy, 'coco', *fixed, *more)]
-
-
-def run(folder, *command):
-    status, text = fork_tool(folder, *command)
-    assert status == 0, text[-4000:]
-    return text
+    return ['tools/train.py', DETECTOR, *options(toy, 'coco', *fixed, *more)]
 
 
 def last_metric(folder, key):
@@ -83,8 +77,8 @@ def lacking(toy, tmp_path_factory):
 def whole(lacking, tmp_path_factory):
     """A training that nothing interrupts: two epochs of eleven iterations."""
     folder = tmp_path_factory.mktemp('whole')
-    result = run_tool(*detector(lacking), '--work-dir', folder)
-    (folder / 'printed').write_text(result.stdout + result.stderr)
+    text = run_tool(*detector(lacking), '--work-dir', folder)
+    (folder / 'printed').write_text(text)
     return folder
 
 
@@ -111,7 +105,7 @@ def test_killed_and_resumed_training_equals_an_uninterrupted_one(lacking, whole,
     process.wait()
     assert (tmp_path / 'epoch_1.pth').exists() and not (tmp_path / 'epoch_2.pth').exists()
 
-    assert 'resumed epoch: 1' in run_tool(*command[1:], '--resume').stdout
+    assert 'resumed epoch: 1' in run_tool(*command[1:], '--resume')
     resumed = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)['state_dict']
     expected = torch.load(whole / 'epoch_2.pth', weights_only=True)['state_dict']
     assert all(torch.equal(resumed[key], expected[key]) for key in expected)
@@ -123,7 +117,7 @@ def test_killed_and_resumed_training_equals_an_uninterrupted_one(lacking, whole,
 
 def test_a_loss_that_is_not_finite_stops_training(toy, tmp_path):
     command = [*detector(toy, 'optim_wrapper.optimizer.lr=1e30'), '--work-dir', tmp_path]
-    status, text = fork_tool(tmp_path, *command)
+    status, text = try_tool(*command)
     error = text.splitlines()[-1]
     assert status and re.search(r'loss is not finite at iteration \d+', error), error
     assert re.search(r'loss_(cls|bbox)=(nan|inf)', error) and not list(tmp_path.glob('*.pth'))
@@ -137,9 +131,9 @@ def test_a_loss_that_is_not_finite_stops_training(toy, tmp_path):
     ],
 )
 def test_wrong_arguments_end_in_one_line(arguments, error):
-    result = run_tool(*arguments, check=False)
-    assert result.returncode and 'Traceback' not in result.stderr
-    assert re.search(f'error: .*{error}', result.stderr.strip().splitlines()[-1])
+    status, text = try_tool(*arguments)
+    assert status and 'Traceback' not in text
+    assert re.search(f'error: .*{error}', text.strip().splitlines()[-1])
 
 
 def test_a_detector_writes_one_file(toy, tmp_path, monkeypatch):
@@ -153,11 +147,11 @@ def test_segmentor_trains_resumes_and_predicts(lacking, tmp_path):
     steps = ['train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=1']
     steps = options(lacking, 'ade', 'train_cfg.max_iters=2', *steps)
     whole = tmp_path / 'whole'
-    train = ['tools/train.py', ROOT / SEGMENTOR]
-    text = run(tmp_path, *train, '--work-dir', whole, *steps)
+    train = ['tools/train.py', SEGMENTOR]
+    text = run_tool(*train, '--work-dir', whole, *steps)
     assert '1 labels in' in text and 'ADE_train_00000002.png' in text
     resume = ['--resume', whole / 'iter_1.pth']
-    run(tmp_path, *train, '--work-dir', tmp_path, *resume, *steps)
+    run_tool(*train, '--work-dir', tmp_path, *resume, *steps)
     assert last_metric(tmp_path, 'mIoU')['step'] == 2
     resumed, uninterrupted = (
         torch.load(folder / 'iter_2.pth', weights_only=True)['state_dict']
@@ -166,21 +160,21 @@ def test_segmentor_trains_resumes_and_predicts(lacking, tmp_path):
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
     test = [
         'tools/test.py',
-        ROOT / SEGMENTOR,
+        SEGMENTOR,
         tmp_path / 'iter_2.pth',
         '--work-dir',
         tmp_path / 'test',
     ]
     out, show = tmp_path / 'labels', tmp_path / 'pictures'
-    run(tmp_path, *test, '--out', out, '--show-dir', show, *options(lacking, 'ade'))
+    run_tool(*test, '--out', out, '--show-dir', show, *options(lacking, 'ade'))
     assert len(list(out.glob('*.png'))) == 6
     assert len(list(show.rglob('*.png'))) == 6
 
 
 def test_detector_predicts(toy, whole, tmp_path):
-    test = ['tools/test.py', ROOT / DETECTOR, whole / 'epoch_2.pth', '--work-dir', tmp_path]
+    test = ['tools/test.py', DETECTOR, whole / 'epoch_2.pth', '--work-dir', tmp_path]
     out = tmp_path / 'found.pkl'
-    run(tmp_path, *test, '--out', out, '--show-dir', 'pictures', *options(toy, 'coco'))
+    run_tool(*test, '--out', out, '--show-dir', 'pictures', *options(toy, 'coco'))
     with out.open('rb') as file:
         assert len(pickle.load(file)) == 6
     assert len(list(tmp_path.glob('*/pictures/*.jpg'))) == 6
@@ -218,7 +212,7 @@ def test_detectors_of_mmdet_2_are_evaluated(toy, tmp_path, name):
     meta = {'mmdet_version': '2.19.0', 'epoch': 12}
     torch.save({'meta': meta, 'state_dict': theirs}, tmp_path / 'old.pth')
     command = ['tools/test.py', config, tmp_path / 'old.pth', '--out', tmp_path / 'old.pkl']
-    text = run(tmp_path, *command, '--work-dir', tmp_path / 'out')
+    text = run_tool(*command, '--work-dir', tmp_path / 'out')
     assert 'unexpected key' not in text and 'missing keys' not in text
     with (tmp_path / 'old.pkl').open('rb') as stream:
         found = pickle.load(stream)
@@ -265,8 +259,8 @@ def spoiled(toy, tmp_path):
 
 
 def failure(toy, tmp_path, config, data, *more):
-    command = ['tools/train.py', ROOT / config, '--work-dir', tmp_path / 'out']
-    return fork_tool(tmp_path, *command, *options(toy, data, *more))
+    command = ['tools/train.py', config, '--work-dir', tmp_path / 'out']
+    return try_tool(*command, *options(toy, data, *more))
 
 
 def test_missing_image_is_named(spoiled, tmp_path):
@@ -295,7 +289,7 @@ def test_truncated_label_is_named(spoiled, tmp_path):
 def test_matrix_runs():
     """One cell of it: the whole takes minutes."""
     command = ['tools/check_matrix.py', '--iterations', 8]
-    text = run_tool(*command, '--families', 'convmixer', '--tasks', 'semantic-fpn').stdout
+    text = run_tool(*command, '--families', 'convmixer', '--tasks', 'semantic-fpn')
     cell = re.search(r'\| semantic-fpn \| (\d+\.\d+) -> (\d+\.\d+); .* M; \d+ s \|', text)
     before, after = map(float, cell.groups())
     assert after < 0.95 * before  # without a step, noise alone lets it fall a little
@@ -303,8 +297,8 @@ def test_matrix_runs():
 
 def test_matrix_says_what_was_not_learnt_by_heart():
     command = ['tools/check_matrix.py', '--by-heart', '--tasks', 'detr', '--iterations', 10]
-    result = run_tool(*command, check=False)
-    assert result.returncode and '1 of the cells failed: poolformer detr' in result.stderr
-    assert re.search(r'poolformer detr +FAILED: AssertionError: box AP is 0\.0', result.stdout)
-    result = run_tool(*command[:3], 'retinanet', check=False)
-    assert '--by-heart takes only the tasks detr, deformable-detr' in result.stderr
+    status, text = try_tool(*command)
+    assert status and '1 of the cells failed: poolformer detr' in text
+    assert re.search(r'poolformer detr +FAILED: AssertionError: box AP is 0\.0', text)
+    _, text = try_tool(*command[:3], 'retinanet')
+    assert '--by-heart takes only the tasks detr, deformable-detr' in text
