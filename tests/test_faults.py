@@ -22,10 +22,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mmpatch
-from mmpatch.engine.storage import keep_files_whole
-from mmpatch.engine.tool import check_resumption
+from mmpatch.engine.storage import check_resumption, keep_files_whole
 
-from support import ROOT, run_tool
+from support import try_tool
 
 pytestmark = pytest.mark.hosts
 
@@ -79,9 +78,8 @@ def train(folder, name, *more, fault=None, work_dir='out', **settings):
     (folder / 'config.py').write_text(f"_base_ = '{name}.py'\n{hooks}\n")
     options = [f'{key}={value}'.replace(' ', '') for key, value in settings.items()]
     arguments = ['config.py', '--work-dir', work_dir, *more, '--cfg-options', *options]
-    command = ['-W', 'ignore', ROOT / 'tools/train.py', *arguments]
-    run = run_tool(*command, cwd=folder, check=False, env={'MMPATCH_KEEP_HEAP': '0'})
-    return run.returncode, run.stdout + run.stderr
+    command = ['tools/train.py', *arguments]
+    return try_tool(*command, cwd=folder, env={'MMPATCH_KEEP_HEAP': '0'})
 
 
 def weights(file):
@@ -123,7 +121,7 @@ def test_a_signal_ends_the_iteration_and_resuming_equals_going_on(user, whole, n
     status, text = train(user, name, fault=fault, **settings)
     file = user / 'out/interrupted.pth'
     assert status == 128 + fault['number'], text
-    assert text.strip().endswith(f'{number}: the state is in {file}, from which --resume continues')
+    assert f'{number}: the state is in {file}, from which --resume continues\n' in text
     assert (user / 'out/last_checkpoint').read_text() == str(file)
     assert torch.load(file, weights_only=True)['meta']['iter'] == at + 1
     shutil.move(user / 'out', user / 'moved')
@@ -260,7 +258,7 @@ def test_resumption_finds_the_last_whole_checkpoint(tmp_path, monkeypatch, caplo
         (folder / 'last_checkpoint').write_text(note)
     cfg = Config({'work_dir': 'out', 'load_from': None})
     lines = []
-    monkeypatch.setattr('mmpatch.engine.tool.print_log', lambda text, **kwargs: lines.append(text))
+    monkeypatch.setattr('mmpatch.engine.storage.print_log', lambda text, **kwargs: lines.append(text))
     check_resumption(cfg)
     assert cfg.load_from == 'out/epoch_2.pth'
     damaged = 'out/epoch_3.pth is damaged, or was not written to its end; --resume leaves it out'

@@ -13,13 +13,8 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmpatch.engine.errors import blame_config, report_errors
-from mmpatch.engine.tool import (
-    check_resumption,
-    load_strictly,
-    make_parser,
-    read_config,
-    set_precision,
-)
+from mmpatch.engine.storage import check_resumption
+from mmpatch.engine.tool import load_strictly, make_parser, read_config, set_precision
 
 
 @report_errors()

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import torch
 from mmengine import dist, fileio
+from mmengine.config import Config
 from mmengine.fileio.backends import LocalBackend
 from mmengine.hooks import checkpoint_hook
 from mmengine.logging import print_log
@@ -89,6 +90,41 @@ def is_whole(file: Path) -> bool:
     except (OSError, zipfile.BadZipFile):
         return False
     return True
+
+
+def check_resumption(cfg: Config) -> None:
+    """Find what ``--resume`` without a path continues from: the last whole checkpoint.
+
+    That is the one that ``last_checkpoint`` names, also if the work dir was moved; else the newest.
+    Warns of damaged ones, and if there is none, so that a first run can start with it as well.
+
+    Raises:
+        FileNotFoundError: If none is whole, but ``last_checkpoint`` names one.
+    """
+    folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
+    if cfg.load_from is not None:
+        return
+    named = note.read_text().strip() if note.is_file() else ''
+    files = [p for k in ('epoch_*.pth', 'iter_*.pth', INTERRUPTED) for p in folder.glob(k)]
+    files.sort(key=os.path.getmtime, reverse=True)
+    for file in dict.fromkeys([Path(named), folder / Path(named).name, *files]):
+        if file.is_file() and is_whole(file):
+            cfg.load_from = str(file)
+            return
+        if file.is_file():
+            text = f'{file} is damaged, or was not written to its end; --resume leaves it out'
+            print_log(text, logger='current', level=logging.WARNING)
+    if named:
+        raise FileNotFoundError(
+            f'{note} names {named}, which does not exist or is damaged; continue with --resume '
+            f'PATH. No other checkpoint in {folder} is whole'
+        )
+    print_log(
+        f'--resume: {folder} has no checkpoint yet, so training starts from the beginning; '
+        '--work-dir or --resume PATH name another one',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from mmpatch.engine.data import check_annotation_files, check_paths, replace_dat
 from mmpatch.engine.errors import blame_config, report_errors, shorten_error, suggest_type
 from mmpatch.engine.memory import VARIABLE, keep_freed_memory
 from mmpatch.engine.model import check_model
-from mmpatch.engine.storage import INTERRUPTED, is_whole, keep_files_whole
+from mmpatch.engine.storage import keep_files_whole
 
 #: Hosts, and the extra of this package that installs each.
 HOSTS = {'mmdet': 'det', 'mmseg': 'seg'}
@@ -123,6 +123,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         raise ValueError(f'{args.config} has no model=dict(...): is it a config of {host}?')
     with blame_config(args.config):
         check_names(cfg)
+        check_types(cfg)
         check_paths(cfg, splits)
         check_optimizer(cfg)
         check_dataset_types(cfg, splits)
@@ -138,7 +139,8 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
     keep_files_whole()
     if 'train' in splits:
-        kept = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {'interval': 1})
+        cfg.default_hooks = cfg.get('default_hooks') or {}
+        kept = cfg.default_hooks.setdefault('checkpoint', {'interval': 1})
         if kept and kept.get('type', 'CheckpointHook') in ('CheckpointHook', EngineCheckpointHook):
             kept['type'] = 'mmpatch.CheckpointHook'  # its subclasses keep to themselves
     if args.launcher != 'none' and get_device() == 'cpu':
@@ -205,6 +207,17 @@ def check_names(cfg: Config) -> None:
                 logger='current',
                 level=logging.WARNING,
             )
+
+
+def check_types(cfg: Config) -> None:
+    """Raise an error for a setting that is no dict, or a loader without a dataset."""
+    loaders = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
+    for key in (*loaders, 'default_hooks', 'optim_wrapper'):
+        value = cfg.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f'{key}={value!r} must be a dict')
+        if key in loaders and value and 'dataset' not in value:
+            raise KeyError(f'{key} has no dataset')
 
 
 def check_optimizer(cfg: Config) -> None:
@@ -294,41 +307,6 @@ def set_precision(cfg: Config, is_mixed: bool) -> None:
             'the config asks for AmpOptimWrapper, which needs a GPU: add --amp to train in '
             'bfloat16, or --cfg-options optim_wrapper.type=OptimWrapper to train in float32'
         )
-
-
-def check_resumption(cfg: Config) -> None:
-    """Find what ``--resume`` without a path continues from: the last whole checkpoint.
-
-    That is the one that ``last_checkpoint`` names, also if the work dir was moved; else the newest.
-    Warns of damaged ones, and if there is none, so that a first run can start with it as well.
-
-    Raises:
-        FileNotFoundError: If none is whole, but ``last_checkpoint`` names one.
-    """
-    folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
-    if cfg.load_from is not None:
-        return
-    named = note.read_text().strip() if note.is_file() else ''
-    files = [p for k in ('epoch_*.pth', 'iter_*.pth', INTERRUPTED) for p in folder.glob(k)]
-    files.sort(key=os.path.getmtime, reverse=True)
-    for file in dict.fromkeys([Path(named), folder / Path(named).name, *files]):
-        if file.is_file() and is_whole(file):
-            cfg.load_from = str(file)
-            return
-        if file.is_file():
-            text = f'{file} is damaged, or was not written to its end; --resume leaves it out'
-            print_log(text, logger='current', level=logging.WARNING)
-    if named:
-        raise FileNotFoundError(
-            f'{note} names {named}, which does not exist or is damaged; continue with --resume '
-            f'PATH. No other checkpoint in {folder} is whole'
-        )
-    print_log(
-        f'--resume: {folder} has no checkpoint yet, so training starts from the beginning; '
-        '--work-dir or --resume PATH name another one',
-        logger='current',
-        level=logging.WARNING,
-    )
 
 
 def load_strictly(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:

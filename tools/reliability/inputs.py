@@ -616,10 +616,10 @@ def check(folder: Path, is_long: bool) -> Iterator[Row]:
     environment = dict(os.environ)
     try:
         prepare(folder)
-        yield from check_checkpoints(folder, range(500 if is_long else 120))
-        yield from check_downloads(folder, range(100 if is_long else 30))
-        yield from check_annotations(folder, range(500 if is_long else 120))
-        yield from check_configs(folder, range(200 if is_long else 60))
+        yield from check_checkpoints(folder, range(500 if is_long else 80))
+        yield from check_downloads(folder, range(100 if is_long else 20))
+        yield from check_annotations(folder, range(500 if is_long else 80))
+        yield from check_configs(folder, range(200 if is_long else 32))
     finally:
         os.environ.clear()
         os.environ.update(environment)
