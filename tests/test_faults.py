@@ -258,7 +258,8 @@ def test_resumption_finds_the_last_whole_checkpoint(tmp_path, monkeypatch, caplo
         (folder / 'last_checkpoint').write_text(note)
     cfg = Config({'work_dir': 'out', 'load_from': None})
     lines = []
-    monkeypatch.setattr('mmpatch.engine.storage.print_log', lambda text, **kwargs: lines.append(text))
+    target = 'mmpatch.engine.storage.print_log'
+    monkeypatch.setattr(target, lambda text, **kwargs: lines.append(text))
     check_resumption(cfg)
     assert cfg.load_from == 'out/epoch_2.pth'
     damaged = 'out/epoch_3.pth is damaged, or was not written to its end; --resume leaves it out'
