@@ -101,7 +101,7 @@ CHECK = import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), \
 # The newest versions that setup.py allows; tests/matrix.py changes the other two.
 .venv-newest/ready .venv-compiled/ready .venv-onedl/ready: setup.py
 	$(PYTHON) -m venv --clear $(@D)
-	$(INSTALL) "setuptools<81"
+	$(INSTALL) --upgrade "setuptools<81"
 	$(INSTALL) -e ".[det,seg,onnx,openvino,docs,dev]"
 	$(@D)/bin/pip uninstall --quiet --yes opencv-python opencv-python-headless
 	$(INSTALL) opencv-python-headless
