@@ -119,12 +119,9 @@ def check_resumption(cfg: Config) -> None:
             f'{note} names {named}, which does not exist or is damaged; continue with --resume '
             f'PATH. No other checkpoint in {folder} is whole'
         )
-    print_log(
-        f'--resume: {folder} has no checkpoint yet, so training starts from the beginning; '
-        '--work-dir or --resume PATH name another one',
-        logger='current',
-        level=logging.WARNING,
-    )
+    text = f'--resume: {folder} has no checkpoint yet, so training starts from the beginning; '
+    text += '--work-dir or --resume PATH name another one'
+    print_log(text, logger='current', level=logging.WARNING)
 
 
 @contextmanager

@@ -202,11 +202,8 @@ def check_names(cfg: Config) -> None:
     for key in cfg:
         near = get_close_matches(key, SETTINGS, 1, 0.9)
         if key not in SETTINGS and near:
-            print_log(
-                f'the config sets {key}, which MMEngine does not read; did you mean {near[0]}?',
-                logger='current',
-                level=logging.WARNING,
-            )
+            text = f'the config sets {key}, which MMEngine does not read; did you mean {near[0]}?'
+            print_log(text, logger='current', level=logging.WARNING)
 
 
 def check_types(cfg: Config) -> None:
