@@ -828,6 +828,8 @@ def test_only_mistakes_lose_their_traceback(monkeypatch):
     message = r"^error: PoolFormer has no arch 's13'; choose from"
     with pytest.raises(SystemExit, match=message), report_errors():
         PoolFormer('s13')
+    with pytest.raises(SystemExit, match='^interrupted$'), report_errors():
+        raise KeyboardInterrupt
     with pytest.raises(AttributeError), report_errors():  # a fault in code of mmpatch
         mmpatch.config_path(3)
     with pytest.raises(ValueError, match='^mine$'), report_errors():  # code of others

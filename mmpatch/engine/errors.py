@@ -44,6 +44,8 @@ def report_errors() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     except Exception as error:
         message = None if os.environ.get(VARIABLE) == '1' else describe_mistake(error)
         if message is None:
