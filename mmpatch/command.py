@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = arguments or sys.argv[1:] or ['--help']
     if name in TOOLS:
         run_file(FOLDER / TOOLS[name][0], f'mmpatch {name}', rest)
+    elif {name, *rest[:1]} & {'-h', '--help'}:
+        print(write_help())
     elif name == 'run':
         run_tool_of_host(rest)
     elif name == 'env':
         print('\n'.join(list_environment()))
-    elif name in ('-h', '--help'):
-        print(write_help())
     else:
         sys.exit(f'error: mmpatch has no command {name!r}\n{write_help()}')
 

@@ -56,7 +56,9 @@ def test_arguments_of_the_process_are_those_of_the_tool(capsys, monkeypatch, tmp
     assert 'absent.pth does not exist' in error
 
 
-@pytest.mark.parametrize('arguments', [(), ('--help',), ('-h',)])
+@pytest.mark.parametrize(
+    'arguments', [(), ('--help',), ('-h',), ('run', '--help'), ('env', '-h')], ids=' '.join
+)
 def test_help_lists_all_commands(capsys, arguments):
     out, error = call(capsys, *arguments)
     assert not error
