@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 
 import mmpatch
 from mmpatch.engine.build import build_model
-from mmpatch.inference.predict import Predictor
+from mmpatch.inference.predict import Predictor, list_files
 from mmpatch.inference.results import Shot, Writer
 
 from support import call_tool, relative_error
@@ -349,6 +350,34 @@ def test_an_interrupted_run_leaves_whole_files(reader, tmp_path, monkeypatch, ca
     assert cv2.imread(str(tmp_path / 'out/pictures/0.jpg')).shape == (50, 60, 3)
 
 
+def test_threads_find_what_one_finds(trained, tmp_path):
+    cv2.imwrite(str(tmp_path / 'photo.png'), scatter(60, 50, 10, count=5))
+
+    def find(name):
+        (found,) = mmpatch.predict(None, trained[name], tmp_path / 'photo.png', device='cpu')
+        return found['class_map'].tolist() if name == 'segmentor' else found['boxes']
+
+    alone = {name: find(name) for name in NETWORKS}
+    names = [*NETWORKS] * 6
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads meet in the middle of building
+    try:
+        with ThreadPoolExecutor(len(names)) as pool:
+            assert list(pool.map(find, names)) == [alone[name] for name in names]
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_files_of_a_folder_that_are_left_out_are_named(tmp_path, monkeypatch):
+    for name in ('a.png', 'b.gif', 'c.HEIC', 'd.txt', 'e.mp4', 'f.webp'):
+        (tmp_path / name).touch()
+    lines = []
+    module = sys.modules[list_files.__module__]
+    monkeypatch.setattr(module, 'print_log', lambda text, **kwargs: lines.append(text))
+    assert list_files([tmp_path]) == [tmp_path / 'a.png', tmp_path / 'f.webp']
+    assert lines == [f'{tmp_path}: 4 files are left out: b.gif, c.HEIC, d.txt, e.mp4']
+
+
 def test_configs_by_path_and_by_name(trained, tmp_path):
     files = write_pictures(tmp_path / 'in') / 'colour.JPG'
     options = {'model.backbone.depths': (1, 1, 1, 1), 'model.bbox_head.num_classes': 3}
@@ -474,6 +503,7 @@ MISTAKES = {
         r".*takes no argument 'colour'.*",
     ),
     'out': (('DET', '--out', 'photo.png'), 'photo.png', r'.*photo\.png is a file; .*'),
+    'no device': (('DET', '--device', 'meta'), 'photo.png', r"device 'meta' cannot be used: .*"),
     'device': (('DET', '--device', 'cuda:99'), 'photo.png', r"device 'cuda:99' cannot be used: .*"),
     'slice': (('DET', '--slice', '8'), 'photo.png', r'slice=8 is less than the stride .*, 32'),
     'typo of an option': (

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress as suppress_errors
@@ -30,6 +31,7 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wm
 MAX_DRAWN = 1600
 #: Most objects that are drawn, the best; the host holds a mask of each.
 MAX_OBJECTS = 200
+LOADING = threading.Lock()  # the hosts build in a scope that all threads share
 
 
 def predict(
@@ -89,12 +91,15 @@ def list_files(inputs: Sequence[File]) -> list[Path]:
     """
     files: list[Path] = []
     for path in (Path(given).expanduser() for given in inputs):
-        found = sorted(path.iterdir()) if path.is_dir() else []
-        found = [file for file in found if file.suffix.lower() in PICTURES]
+        names = sorted(path.iterdir()) if path.is_dir() else []
+        found = [file for file in names if file.suffix.lower() in PICTURES]
         if path.is_dir() and not found:
             raise FileNotFoundError(f'folder {path} has no pictures ({" ".join(PICTURES)})')
         if not path.exists():
             raise FileNotFoundError(f'there is no picture, folder or video {path}')
+        if others := [x.name for x in names if x.is_file() and x.suffix.lower() not in PICTURES]:
+            text = f'{path}: {len(others)} files are left out: {", ".join(others[:5])}'
+            print_log(text, logger='current', level=logging.WARNING)
         files += found or [path]
     return files
 
@@ -173,7 +178,8 @@ class Predictor:
         if not 0 <= score_thr <= 1:
             raise ValueError(f'score_thr={score_thr} is no score: take 0 to 1')
         self.slice, self.overlap, self.score_thr = slice, overlap, score_thr
-        self.inferencer = load_inferencer(config, checkpoint, device, cfg_options)
+        with LOADING:
+            self.inferencer = load_inferencer(config, checkpoint, device, cfg_options)
         self.model = self.inferencer.model
         self.meta = self.model.dataset_meta
         self.is_detector = self.inferencer.cfg.default_scope == 'mmdet'

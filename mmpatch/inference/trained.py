@@ -41,7 +41,7 @@ def load_inferencer(
     """
     source, device = os.fspath(checkpoint), device or get_device()
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # the device meta has no numbers
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f'device {device!r} cannot be used: {first_line(error)}') from error
     cfg: Any = deepcopy(config) if isinstance(config, Config) else None
