@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = arguments or sys.argv[1:] or ['--help']
     if name in TOOLS:
         run_file(FOLDER / TOOLS[name][0], f'mmpatch {name}', rest)
-    elif {name, *rest[:1]} & {'-h', '--help'}:
+    elif {name, *(rest[:1] if name in ('run', 'env') else ())} & {'-h', '--help'}:
         print(write_help())
     elif name == 'run':
         run_tool_of_host(rest)
