@@ -139,8 +139,9 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
     keep_files_whole()
     if 'train' in splits:
-        cfg.default_hooks = cfg.get('default_hooks') or {}
-        kept = cfg.default_hooks.setdefault('checkpoint', {'interval': 1})
+        hook = {'type': 'CheckpointHook', 'interval': 1}
+        cfg.default_hooks = {'checkpoint': hook} | (cfg.get('default_hooks') or {})
+        kept = cfg.default_hooks.checkpoint
         if kept and kept.get('type', 'CheckpointHook') in ('CheckpointHook', EngineCheckpointHook):
             kept['type'] = 'mmpatch.CheckpointHook'  # its subclasses keep to themselves
     if args.launcher != 'none' and get_device() == 'cpu':
@@ -210,8 +211,7 @@ def check_types(cfg: Config) -> None:
     """Raise an error for a setting that is no dict, or a loader without a dataset."""
     loaders = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
     for key in (*loaders, 'default_hooks', 'optim_wrapper'):
-        value = cfg.get(key)
-        if value is not None and not isinstance(value, dict):
+        if not isinstance(value := cfg.get(key), dict | None):
             raise TypeError(f'{key}={value!r} must be a dict')
         if key in loaders and value and 'dataset' not in value:
             raise KeyError(f'{key} has no dataset')
