@@ -121,7 +121,7 @@ def test_a_signal_ends_the_iteration_and_resuming_equals_going_on(user, whole, n
     status, text = train(user, name, fault=fault, **settings)
     file = user / 'out/interrupted.pth'
     assert status == 128 + fault['number'], text
-    assert f'{number}: the state is in {file}, from which --resume continues\n' in text
+    assert text.strip().endswith(f'{number}: the state is in {file}, from which --resume continues')
     assert (user / 'out/last_checkpoint').read_text() == str(file)
     assert torch.load(file, weights_only=True)['meta']['iter'] == at + 1
     shutil.move(user / 'out', user / 'moved')

@@ -7,7 +7,7 @@ import pytest
 
 import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
 
-from support import ROOT, try_tool
+from support import ROOT, run_tool
 
 pytestmark = pytest.mark.hosts
 PAGE = (ROOT / 'docs/own-data.md').read_text()
@@ -66,8 +66,7 @@ def outputs(folder):
         _, tool, *arguments = re.sub('epoch_20|iter_200', _name_first, command).split()
         script = f'tools/{tool}.py'
         if (ROOT / script).exists():
-            status, found[command] = try_tool(script, *arguments, cwd=folder)
-            assert not status, found[command][-3000:]
+            found[command] = run_tool(script, *arguments, cwd=folder)
     return found
 
 

@@ -274,7 +274,8 @@ def test_stages_of_a_cascade_share_the_mask_head_of_the_file(tmp_path, torch_see
         ),
         (
             lambda s, k: s | {k: s[k].bool()},
-            r'(cannot be weights: {key}|instead of weights: {ours}) \(torch.bool',
+            r'(has tensors that cannot be weights: {key}|'
+            r'does not fit this .*instead of weights: {ours}) \(torch.bool',
         ),
         (lambda s, k: s | {k: s[k] * torch.nan}, 'does not fit this .*not finite in: {ours}'),
     ],
