@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import signal
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,14 @@ def scatter(width, height, largest, count=400, seed=0):
             colour = (255, rng.integers(100, 255), rng.integers(0, 3))
             picture[y : y + h, x : x + w] = spot[..., None] * np.array(colour)
     return picture
+
+
+def write_video(path, count):
+    """Frames of 96 x 64, five in a second, from black to light grey."""
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'mp4v'), 5, (96, 64))
+    for i in range(count):
+        video.write(np.full((64, 96, 3), 60 * i, np.uint8))
+    video.release()
 
 
 def rows(found):
@@ -280,12 +289,7 @@ def test_large_pictures_are_drawn_smaller(reader):
 
 @pytest.mark.parametrize('kind', ['detector', 'segmentor'])
 def test_videos(trained, tmp_path, kind, monkeypatch, capsys):
-    video = cv2.VideoWriter(
-        str(tmp_path / 'walk.mp4'), cv2.VideoWriter.fourcc(*'mp4v'), 5, (96, 64)
-    )
-    for i in range(4):
-        video.write(np.full((64, 96, 3), 60 * i, np.uint8))
-    video.release()
+    write_video(tmp_path / 'walk.mp4', 4)
     call_tool(monkeypatch, TOOL, trained[kind], tmp_path / 'walk.mp4', '--out', tmp_path / 'out')
     records = json.loads((tmp_path / 'out/predictions.json').read_text())['predictions']
     assert [record['frame'] for record in records] == [0, 1, 2, 3]
@@ -332,22 +336,38 @@ def test_no_picture_stays_in_memory(reader, tmp_path, monkeypatch):
     assert mmpatch.predict(None, reader, tmp_path, out=tmp_path / 'out').count == len(alive) == 4
 
 
-def test_an_interrupted_run_leaves_whole_files(reader, tmp_path, monkeypatch, capsys):
-    for i in range(3):
-        cv2.imwrite(str(tmp_path / f'{i}.png'), scatter(60, 50, 10, count=5, seed=i))
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_whole_files(reader, tmp_path, monkeypatch, number):
+    """The second frame is predicted when the signal comes; the video with the first is whole."""
+    write_video(tmp_path / 'walk.mp4', 4)
     draw, drawn = Predictor.draw, []
 
     def draw_one(self, picture, found):
         if drawn:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         drawn.append(draw(self, picture, found))
         return drawn[0]
 
     monkeypatch.setattr(Predictor, 'draw', draw_one)
-    with pytest.raises(SystemExit, match=f'interrupted; .* {tmp_path / "out"}'):
-        call_tool(monkeypatch, TOOL, reader, tmp_path, '--out', tmp_path / 'out')
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match=f'interrupted; .* {tmp_path / "out"}'):
+            call_tool(monkeypatch, TOOL, reader, tmp_path / 'walk.mp4', '--out', tmp_path / 'out')
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     assert len(json.loads((tmp_path / 'out/predictions.json').read_text())['predictions']) == 1
-    assert cv2.imread(str(tmp_path / 'out/pictures/0.jpg')).shape == (50, 60, 3)
+    (video,) = (tmp_path / 'out/pictures').iterdir()
+    assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == 1
+
+
+def test_a_second_run_into_the_same_folder_is_refused(reader, tmp_path):
+    cv2.imwrite(str(tmp_path / 'photo.png'), scatter(60, 50, 10, count=5))
+    with Writer(tmp_path / 'out', {'checkpoint': 'a.pth'}) as first:
+        first.add(Shot(tmp_path / 'a.png', None), {'error': 'none'}, None)
+        with pytest.raises(ValueError, match='another run writes to .*out; give another folder'):
+            mmpatch.predict(None, reader, tmp_path / 'photo.png', out=tmp_path / 'out')
+    assert json.loads(first.path.read_text())['predictions'][0]['error'] == 'none'
+    assert mmpatch.predict(None, reader, tmp_path / 'photo.png', out=tmp_path / 'out').count == 1
 
 
 def test_threads_find_what_one_finds(trained, tmp_path):
@@ -513,7 +533,11 @@ MISTAKES = {
     ),
     'score': (('DET', '--score-thr', '30'), 'photo.png', r'score_thr=30\.0 is no score: .*'),
     'out of reach': (('DET', '--out', '/proc/none'), 'photo.png', r".*'/proc/none'"),
-    'overlap': (('DET', '--overlap', '1'), 'photo.png', r'overlap=1\.0 is no share of a tile.*'),
+    'overlap': (
+        ('DET', '--overlap', '.95'),
+        'photo.png',
+        r'overlap=0\.95 is not a share .* 0\.9',
+    ),
 }
 
 

@@ -10,6 +10,7 @@ are listed at the end, and the exit status is then 1.
 """
 
 import argparse
+import signal
 import sys
 
 import mmpatch
@@ -31,7 +32,10 @@ def main() -> None:
         '--slice', type=int, metavar='PIXELS', help='side of the tiles of large pictures'
     )
     parser.add_argument(
-        '--overlap', type=float, default=0.2, help='share that neighbouring tiles overlap (0.2)'
+        '--overlap',
+        type=float,
+        default=0.2,
+        help='share that neighbouring tiles overlap, 0 to 0.9 (0.2)',
     )
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='leave out boxes of lower scores (0.3)'
@@ -46,6 +50,7 @@ def main() -> None:
     )
     args = vars(parser.parse_intermixed_args())
     files = [args.pop(name) for name in ('config', 'checkpoint', 'inputs')]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C; a video is completed
     keep_freed_memory()
     try:
         written = mmpatch.predict(*files, progress=True, **args)

@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress as suppress_errors
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,8 @@ def predict(
     Raises:
         FileNotFoundError: If there is no such input, or a folder has no pictures.
         NotADirectoryError: If ``out`` is a file.
-        ValueError: If ``out`` would overwrite inputs; and see :class:`Predictor`, also for other
-            errors.
+        ValueError: If ``out`` would overwrite inputs, or another process writes there. For more
+            errors, see :class:`Predictor`.
     """
     files = list_files([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
     folder = None if out is None else Path(out).expanduser()
@@ -173,8 +172,8 @@ class Predictor:
         device: str | None = None,
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
-        if not 0 <= overlap < 1:
-            raise ValueError(f'overlap={overlap} is no share of a tile: take 0 to less than 1')
+        if not 0 <= overlap <= 0.9:
+            raise ValueError(f'overlap={overlap} is not a share of a tile from 0 to 0.9')
         if not 0 <= score_thr <= 1:
             raise ValueError(f'score_thr={score_thr} is no score: take 0 to 1')
         self.slice, self.overlap, self.score_thr = slice, overlap, score_thr
@@ -216,9 +215,7 @@ class Predictor:
         if len(shape) != 3 or (given != np.uint8 and not self._load.from_file.to_float32):
             raise TypeError(f'a picture is (H, W, 3) of uint8, blue first; got {shape} of {given}')
         grid = Grid(picture.shape[1], picture.shape[0], self.slice, self.overlap)
-        tiles: Any = grid.tiles
-        if progress:
-            tiles = track_iter_progress(grid.tiles, file=sys.stderr)
+        tiles: Any = track_iter_progress(grid.tiles, file=sys.stderr) if progress else grid.tiles
         parts = ((tile, self._run(grid.crop(picture, tile))) for tile in tiles)
         if self.is_detector:
             return self._merge_objects(grid, parts)
@@ -281,14 +278,14 @@ class Predictor:
         if scale < 1:
             picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
         picture = picture[..., ::-1].astype(np.uint8)
-        draw = partial(self.inferencer.visualize, return_vis=True)
+        draw = self.inferencer.visualize
         if not self.is_detector:
             from mmseg.structures import SegDataSample
 
             small = cv2.resize(found['class_map'], size, interpolation=cv2.INTER_NEAREST)
             data = torch.from_numpy(small.astype(np.int64))[None]
             sample = SegDataSample(pred_sem_seg=PixelData(data=data))
-            return draw([picture], [sample], opacity=0.5)[0][..., ::-1]
+            return draw([picture], [sample], return_vis=True, opacity=0.5)[0][..., ::-1]
         from mmdet.structures import DetDataSample
         from pycocotools import mask as coco
 
@@ -305,7 +302,7 @@ class Predictor:
         sample = DetDataSample(pred_instances=objects)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of boxes that end where the picture does
-            return draw([picture], [sample], pred_score_thr=-1)[0][..., ::-1]
+            return draw([picture], [sample], return_vis=True, pred_score_thr=-1)[0][..., ::-1]
 
 
 def _check_picture(file: Path) -> None:
@@ -322,11 +319,8 @@ def _read_frames(file: Path) -> Iterator[Shot]:
     """Yield the frames of a video one by one."""
     video = cv2.VideoCapture(str(file))
     rate, number = video.get(cv2.CAP_PROP_FPS) or 25.0, 0
-    while True:
-        is_read, picture = video.read()
-        if not is_read:
-            break
-        yield Shot(file, picture, frame=number, rate=rate)
+    while (frame := video.read())[0]:
+        yield Shot(file, frame[1], frame=number, rate=rate)
         number += 1
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     video.release()

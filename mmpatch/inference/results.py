@@ -1,5 +1,6 @@
 """Files that predictions are written to, one by one."""
 
+import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -79,7 +80,12 @@ class Writer:
         self._file, self._name = Path(), ''  # of the last shot
         self._video: Any = None
         folder.mkdir(parents=True, exist_ok=True)
-        self._json = self.path.open('wb', buffering=0)
+        self._json = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b', 0)
+        try:
+            fcntl.flock(self._json, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
+        except BlockingIOError as error:
+            raise ValueError(f'another run writes to {folder}; give another folder') from error
+        self._json.truncate()  # only now: the file could be that of the other run
         self._json.write(json.dumps(about).encode()[:-1] + b', "predictions": [' + TAIL)
 
     def __enter__(self) -> 'Writer':
