@@ -35,6 +35,7 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner, load_checkpoint
 
 import mmpatch
+from mmpatch.engine.errors import report_errors
 from mmpatch.engine.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -336,6 +337,7 @@ def train_and_reload(cfg: Config, work_dir: Path, task: str) -> dict[str, Any]:
     }
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -29,6 +29,7 @@ from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
 import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
+from mmpatch.engine.errors import report_errors
 
 mpl.use('Agg')
 import matplotlib.pyplot as plt
@@ -276,6 +277,7 @@ def draw_curves(path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
+from mmpatch.engine.errors import report_errors
 
 Rng = np.random.Generator
 SIZES = ((192, 144), (176, 160), (160, 160), (144, 176), (208, 144))  # width, height
@@ -444,6 +445,7 @@ def write_ade(root: Path, split: str, count: int, seed: int) -> None:
         cv2.imwrite(str(annotations / f'ADE_{short}_{number:08}.png'), label)
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

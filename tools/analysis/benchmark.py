@@ -44,6 +44,7 @@ from networks import (
 )
 from report import HEAPS, PACKAGES, USES, draw, make_tables, write_tables
 
+from mmpatch.engine.errors import report_errors
 from mmpatch.engine.memory import keep_freed_memory
 
 Turns = dict[str, dict[str, list[tuple[float, int]]]]
@@ -172,6 +173,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -29,6 +29,7 @@ from report import USES, get_precision, make_model_table, write_tables
 from torch import Tensor, nn
 
 import mmpatch
+from mmpatch.engine.errors import report_errors
 from mmpatch.engine.memory import keep_freed_memory
 from mmpatch.registry import MODELS
 
@@ -174,6 +175,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {**result, 'input': (1, 3, *SIZE), 'retinanet': found}
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -18,6 +18,7 @@ import yaml
 from report import join_table, write_tables
 
 from mmpatch.checkpoint import PUBLISHED
+from mmpatch.engine.errors import report_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Title of a table, and how the names of its configs start.
@@ -133,6 +134,7 @@ def make_tables() -> str:
     return '\n'.join(lines)
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

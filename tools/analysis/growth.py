@@ -26,6 +26,7 @@ from benchmark import describe_machine, measure
 from networks import count_kept_bytes
 
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
+from mmpatch.engine.errors import report_errors
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
@@ -117,6 +118,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+@report_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
