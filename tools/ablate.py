@@ -5,8 +5,8 @@ python tools/ablate.py --list
 
 A row changes arguments of the backbone of CONFIG. All rows train from scratch with the same seed,
 trainable norms and nothing frozen. The table and its picture are written to the work dir after
-every row. The same command continues an interrupted run: finished rows are kept, others resume from
-their last checkpoint.
+every row. The same command continues an interrupted run: finished rows are kept, the others resume
+from their last checkpoint.
 """
 
 import argparse

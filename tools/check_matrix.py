@@ -10,8 +10,8 @@ loaded copy must give the same maps. All cells take about half an hour on two co
 trains the named networks instead of the ones in the configs.
 
 ``--by-heart`` trains DETRs on eight pictures, without noise, until they overfit: the box AP on
-these pictures must be at least 0.5. That shows that targets, matching and decoding fit each other,
-which falling losses do not show. Each takes two to five minutes. Without ``--families``, those of
+these pictures must be at least 0.5. This shows that targets, matching and decoding fit each other,
+which a falling loss does not. Each takes two to five minutes. Without ``--families``, those of
 PoolFormer run.
 """
 

@@ -1,7 +1,7 @@
 """Break things on purpose and check what mmpatch promises: processes, files, data, long runs.
 
 python tools/check_reliability.py                       # all parts, in under 20 minutes
-python tools/check_reliability.py faults inputs --long  # as often as docs/reliability.md says
+python tools/check_reliability.py faults inputs --long  # these parts, more often
 python tools/check_reliability.py --long --out docs/reliability.json --write docs/reliability.md
 
 Every part runs real processes on generated data. Progress goes to stderr, one table to stdout; the

@@ -1,4 +1,4 @@
-"""Rename the tensors of a published file to mmpatch's names, with all the checks of loading it.
+"""Rename the tensors of a published file to mmpatch's names, with the checks that loading makes.
 
 python tools/convert_checkpoint.py SRC DST
 

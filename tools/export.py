@@ -3,8 +3,8 @@
     python tools/export.py CONFIG CHECKPOINT --to openvino
     python tools/export.py CONFIG CHECKPOINT --to onnx --part pyramid --dynamic batch
 
-The tool writes a whole detector or segmentor, its backbone with the neck (pyramid), or its
-backbone. The file is kept if the engine's outputs match torch's at three sizes. Without CHECKPOINT,
+The tool writes a whole detector or segmentor, its backbone with the neck (pyramid), or its backbone
+alone. The file is kept if the engine's outputs match torch's at three sizes. Without CHECKPOINT,
 the weights are initialised as the config says.
 """
 

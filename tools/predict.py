@@ -4,7 +4,7 @@
     python tools/predict.py CONFIG CHECKPOINT aerial.png --slice 640 --overlap 0.2
 
 The input is a picture, a folder of pictures or a video. CONFIG is a path or the name of a config of
-mmpatch; without it, the config that the training saved in CHECKPOINT is used. The tool writes
+mmpatch; without it, the config that training saved in CHECKPOINT is used. The tool writes
 ``predictions.json``, ``pictures`` and, for segmentors, ``class_maps``. Files that cannot be read
 are listed at the end, and the exit status is then 1.
 """

@@ -1,4 +1,4 @@
-"""Time backbones of mmpatch beside timm's and their graphs in engines, under two kinds of heap.
+"""Time backbones of mmpatch and of timm, in torch and in engines, under two settings of the heap.
 
     python tools/analysis/benchmark.py --out docs/benchmark.json
     python tools/analysis/benchmark.py --table docs/benchmark.json --write docs/performance.md
@@ -7,11 +7,12 @@ Each network runs in pairs of processes: one keeps freed memory, as mmpatch's to
 leaves it to glibc, as a user of timm does. All forms of both take turns, so ratios within a run can
 be compared; times of different runs cannot. The addresses of tensors differ between processes and
 change times by some percent, so medians are taken over several pairs; ``--pairs 1 --repeats 9`` is
-shorter. Forms are listed in ``networks.py``. Before the first turn, the output of each is compared
-with that of timm's module, whose weights all forms have. The tool prints medians, page faults,
-errors and, for training, what autograd keeps. For OpenVINO it also prints the times of layers, from
-its own counters. Compiled forms need a C++ compiler, those in engines the extras ``[onnx]`` and
-``[openvino]``. ``--device cuda`` times on a GPU, with only one heap and without engines.
+shorter. Forms are listed in ``networks.py``. All have the weights of timm's module, and before the
+first turn, the output of each is compared with that of timm's module. The tool prints medians, page
+faults, errors and, for training, what autograd keeps. For OpenVINO it also prints the times of
+layers, from its own counters. Compiled forms need a C++ compiler, those in engines the extras
+``[onnx]`` and ``[openvino]``. ``--device cuda`` times on a GPU, with only one heap and without
+engines.
 """
 
 import argparse

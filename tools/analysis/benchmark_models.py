@@ -7,7 +7,7 @@ The detector is mmdet's and differs only in the backbone: PoolFormer-S12 of mmpa
 for comparison, PVT-Tiny and ResNet-18 of mmdet. For inference, backbone and neck of mmpatch's
 detector are also exported to OpenVINO, for images of any size. Times are taken in turns in one
 process that keeps freed memory, peaks in one process per model and use. Weights are random, so
-there are few predictions: the network is what is timed.
+there are few predictions: most of the time is that of the network.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write the tables of docs/backbones.md: sizes, published results, licences, and our speed.
+"""Write the tables of docs/backbones.md: sizes, published results, licences and speed.
 
     python tools/analysis/compare_configs.py --write docs/backbones.md
 

@@ -2,9 +2,9 @@
 
     python tools/analysis/growth.py --out growth.json --plot growth.png
 
-The tool measures for each network the seconds of inference (median of 7, of 3 from 1024 on), those
-of its attention alone, and the bytes that autograd keeps of a forward pass. It fits their exponents
-against pixels (least squares on logarithms).
+For each network, the tool measures the seconds of inference (median of 7, from 1024 on of 3), those
+of its attention alone, and the bytes that autograd keeps of a forward pass. It fits exponents of
+these against the number of pixels (least squares on logarithms).
 """
 
 import argparse
