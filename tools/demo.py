@@ -2,9 +2,9 @@
 
     python tools/demo.py --seed 0
 
-This takes about ten minutes on two idle CPU cores and writes ``summary.json``, ``predictions.png``
-and ``curves.png`` to ``work_dirs/demo``. Every step runs one of the project's tools. The first line
-of each log in that folder is its command.
+This takes about ten minutes on two CPU cores and writes ``summary.json``, ``predictions.png`` and
+``curves.png`` to ``work_dirs/demo``. Every step runs one of the project's tools. The first line of
+each log in that folder is its command.
 """
 
 import argparse

@@ -7,10 +7,10 @@ The tool needs neither data nor weights. It counts the multiply-adds (MACs) of c
 matrix products, those of attention included: queries with keys, affinities with values, relative
 positions. Norms, activations, pooling, interpolation, RoIAlign, the sampling of deformable
 attention and sums are not counted, as in published tables, where "FLOPs" mostly means MACs.
-Activations are the numbers that these convolutions and products output. Two-stage detectors are
-counted with as many regions as test_cfg allows: boxes of the first stage and masks of the last (in
-most configs 1000 and 100). The stem is everything in a backbone outside its stages. Classifiers are
-not counted.
+Activations are the elements of the outputs of these convolutions and products. Two-stage detectors
+are counted with as many regions as test_cfg allows: boxes of the first stage and masks of the last
+(in most configs 1000 and 100). The stem is everything in a backbone outside its stages. Classifiers
+are not counted.
 """
 
 import argparse

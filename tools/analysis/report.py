@@ -1,4 +1,4 @@
-"""Tables and a picture of what ``benchmark.py`` and ``benchmark_models.py`` wrote."""
+"""Tables and a picture of the measurements of ``benchmark.py`` and ``benchmark_models.py``."""
 
 import math
 import re
