@@ -115,7 +115,8 @@ def list_environment() -> list[str]:
         found.pop(name, None)
     distributions = importlib.metadata.packages_distributions()
     for package in PACKAGES:
-        names = set(distributions.get(package, []))
+        known = [package] if importlib.util.find_spec(package) else []  # Python 3.10 lists fewer
+        names = set(distributions.get(package, known))
         versions = [f'{importlib.metadata.version(name)} ({name})' for name in sorted(names)]
         found[package] = ', '.join(versions) or 'not installed'
     if 'mmcv' in distributions:

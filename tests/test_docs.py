@@ -171,6 +171,7 @@ def test_python_block(text, workspace, checkpoint, released, tmp_path, monkeypat
         exec(compile(text, 'block', 'exec'), {'__name__': 'block'})
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.6.'), reason='writes no detectors to ONNX')
 def test_exported_files_in_a_program_of_ones_own(workspace, tmp_path, monkeypatch):
     """Both engines find what mmpatch.predict finds."""
     monkeypatch.chdir(tmp_path)

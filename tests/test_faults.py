@@ -11,6 +11,7 @@ import shutil
 import signal
 import traceback
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -186,7 +187,7 @@ def make_runner(folder, **settings):
         train_cfg={'by_epoch': True, 'max_epochs': 2},
         optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
         default_hooks={'checkpoint': saving},
-        experiment_name=folder.name,
+        experiment_name=uuid4().hex,  # MMEngine shares what is of one name and second
         log_level='ERROR',
     )
 

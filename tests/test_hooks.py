@@ -5,6 +5,7 @@ import random
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import MagicMock
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def train(folder, model, epochs=5, loader=None, optimizer=None, **hook):
             'checkpoint': {'type': 'CheckpointHook', 'interval': 1, 'max_keep_ckpts': 2}
         },
         custom_hooks=[{'type': 'mmpatch.CheckInvalidLossHook', **hook}],
-        experiment_name=f'{folder.parent.name}-{folder.name}',
+        experiment_name=uuid4().hex,  # MMEngine shares what is of one name and second
         log_level='ERROR',
     )
     runner.train()
