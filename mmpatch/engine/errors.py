@@ -36,8 +36,7 @@ def report_errors() -> Iterator[None]:
 
     Mistakes are what mmpatch raises on purpose, files that cannot be read or written, and settings
     with which a class of MMEngine's registries cannot be built. Too little memory or disk is
-    reported alike. Others keep their traceback, as all do with ``MMPATCH_TRACEBACK=1``. The main
-    function of each tool with arguments is decorated with this.
+    reported alike. Others keep their traceback, as all do with ``MMPATCH_TRACEBACK=1``.
 
     Raises:
         SystemExit: At a mistake.
