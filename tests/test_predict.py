@@ -337,9 +337,14 @@ def test_no_picture_stays_in_memory(reader, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_whole_files(reader, tmp_path, monkeypatch, number):
-    """The second frame is predicted when the signal comes; the video with the first is whole."""
+@pytest.mark.parametrize('name', ['walk.mp4', 'photos'])
+def test_a_signal_leaves_whole_files(reader, tmp_path, monkeypatch, name, number):
+    """The second frame or picture is predicted when the signal comes; the first is kept."""
     write_video(tmp_path / 'walk.mp4', 4)
+    (tmp_path / 'photos').mkdir()
+    for i in range(3):
+        photo = scatter(60, 50, 10, count=5, seed=i)
+        cv2.imwrite(str(tmp_path / f'photos/{i}.png'), photo)
     draw, drawn = Predictor.draw, []
 
     def draw_one(self, picture, found):
@@ -352,12 +357,15 @@ def test_a_signal_leaves_whole_files(reader, tmp_path, monkeypatch, number):
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit, match=f'interrupted; .* {tmp_path / "out"}'):
-            call_tool(monkeypatch, TOOL, reader, tmp_path / 'walk.mp4', '--out', tmp_path / 'out')
+            call_tool(monkeypatch, TOOL, reader, tmp_path / name, '--out', tmp_path / 'out')
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert len(json.loads((tmp_path / 'out/predictions.json').read_text())['predictions']) == 1
-    (video,) = (tmp_path / 'out/pictures').iterdir()
-    assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == 1
+    (kept,) = (tmp_path / 'out/pictures').iterdir()
+    if name == 'photos':
+        assert cv2.imread(str(kept)).shape == (50, 60, 3)
+    else:
+        assert cv2.VideoCapture(str(kept)).get(cv2.CAP_PROP_FRAME_COUNT) == 1
 
 
 def test_a_second_run_into_the_same_folder_is_refused(reader, tmp_path):
