@@ -298,14 +298,23 @@ MISTAKES = {
     'config of another host': (
         add("default_scope = 'mmpretrain'"),
         TRAIN,
-        "detector.py: default_scope='mmpretrain' must be one of ('mmdet', 'mmseg'); it says "
-        'which host the config is for',
+        "detector.py: default_scope='mmpretrain' must name a host, of ('mmdet', 'mmseg')",
+    ),
+    'list for a scope': (
+        add('default_scope = []'),
+        TRAIN,
+        "detector.py: default_scope=[] must name a host, of ('mmdet', 'mmseg')",
+    ),
+    'text for a number of threads': (
+        add("env_cfg = dict(mp_cfg=dict(opencv_num_threads='3'))"),
+        TRAIN,
+        "detector.py cannot be run: env_cfg.mp_cfg: TypeError: Argument 'nthreads' is required to "
+        'be an integer (in set_multi_processing). MMPATCH_TRACEBACK=1 shows where',
     ),
     'no default scope': (
         add('default_scope = None'),
         TRAIN,
-        "detector.py: default_scope=None must be one of ('mmdet', 'mmseg'); it says which "
-        'host the config is for',
+        "detector.py: default_scope=None must name a host, of ('mmdet', 'mmseg')",
     ),
     'no model': (
         write('bare.py', b"default_scope = 'mmdet'"),
@@ -379,8 +388,12 @@ MISTAKES = {
     'number for hooks': (
         add('custom_hooks = 3'),
         TRAIN,
-        "detector.py cannot be run: TypeError: 'int' object is not iterable (in read_config). "
-        'MMPATCH_TRACEBACK=1 shows where',
+        'custom_hooks=3 must be a list of dict(type=...), in the config',
+    ),
+    'hook on the command line': (
+        None,
+        (*TRAIN, '--cfg-options', "custom_hooks=[{'type':'EMAHook'}]"),
+        'custom_hooks=[<...>] must be a list of dict(type=...), in the config',
     ),
     'text for a number of classes': (
         replace('num_classes=3', "num_classes='3'"),
@@ -390,7 +403,7 @@ MISTAKES = {
     'number for a hook': (
         add('default_hooks = dict(timer=3)'),
         TRAIN,
-        'detector.py cannot be run: <...>',
+        'default_hooks.timer=3 must be a dict',
     ),
     'text for a weight of a loss': (
         add("model['bbox_head']['loss_bbox'] = dict(type='L1Loss', loss_weight='1')"),

@@ -28,8 +28,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
-import mmpatch  # noqa: F401, makes the hosts importable without compiled mmcv
-from mmpatch.engine.errors import report_errors
+from mmpatch.engine.errors import report_errors  # importing mmpatch first stands in for mmcv
 
 mpl.use('Agg')
 import matplotlib.pyplot as plt

@@ -17,7 +17,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import mmpatch  # noqa: F401, makes mmdet importable without compiled mmcv
 from mmpatch.engine.errors import report_errors
 
 Rng = np.random.Generator

@@ -96,7 +96,8 @@ def export(
     try:
         original = copy.deepcopy(model).cpu().float()
         reference = make_graph(original, normalize, preprocessor, size)
-        network = deploy(original) if fold and _find(original, MetaFormer) else original
+        is_folded = fold and any(isinstance(module, MetaFormer) for module in original.modules())
+        network = deploy(original) if is_folded else original
         if found.suffix != '.pt2':
             network = use_engine_forms(network, found.suffix, better=fold)
         graph = make_graph(network, normalize, preprocessor, size)
@@ -213,7 +214,7 @@ def _check_arguments(
 
 def _check_windows(model: nn.Module, dynamic: Sequence[str]) -> None:
     free = [name for name in dynamic if name != 'batch']
-    mixers: Any = _find(model, Windowed, TokenAttention)
+    mixers = [module for module in model.modules() if isinstance(module, Windowed | TokenAttention)]
     if free and any(mixer.window_size is not None for mixer in mixers):
         raise ExportError(
             f'{" and ".join(free)} must be fixed, since the number of attention windows depends on '
@@ -223,10 +224,6 @@ def _check_windows(model: nn.Module, dynamic: Sequence[str]) -> None:
 
 def _get_backbone(model: Any) -> nn.Module:
     return model[0] if isinstance(model, nn.Sequential) else getattr(model, 'backbone', model)
-
-
-def _find(model: nn.Module, *classes: type) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, classes)]
 
 
 def _get_example(size: tuple[int, ...], dynamic: Sequence[str]) -> Tensor:

@@ -37,6 +37,8 @@ RANKS = {
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     'mpi': tuple(f'OMPI_COMM_WORLD_{name}' for name in ('RANK', 'SIZE', 'LOCAL_RANK')),
 }
+#: Hooks that every run has.
+HOOKS = [f'mmpatch.{name}Hook' for name in ('DataCheck', 'StepSeed', 'CheckInvalidLoss')]
 #: What MMEngine's runner reads of a config.
 SETTINGS = [
     *inspect.signature(Runner).parameters,
@@ -133,10 +135,8 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         except ValueError as error:
             raise ValueError(f'{args.config}: {error}') from error
         own = cfg.get('custom_hooks') or []
-        hooks = ['mmpatch.DataCheckHook', 'mmpatch.StepSeedHook']
-        if not any(hook['type'] == 'mmpatch.CheckInvalidLossHook' for hook in own):
-            hooks.append('mmpatch.CheckInvalidLossHook')
-        cfg.custom_hooks = [*({'type': hook} for hook in hooks), *own]
+        given = [hook['type'] for hook in own]
+        cfg.custom_hooks = [*({'type': name} for name in HOOKS if name not in given), *own]
     keep_files_whole()
     if 'train' in splits:
         hook = {'type': 'CheckpointHook', 'interval': 1}
@@ -193,28 +193,33 @@ def override_settings(cfg: Config, options: dict[str, Any]) -> None:
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f'--cfg-options {" ".join(options)}: {textwrap.shorten(str(error.args[0]), 200)}'
-        ) from error
+        what = textwrap.shorten(str(error.args[0]), 200)
+        raise ValueError(f'--cfg-options {" ".join(options)}: {what}') from error
 
 
 def check_names(cfg: Config) -> None:
     """Warn of settings whose name is almost one of MMEngine's, which does not read them."""
     for key in cfg:
-        near = get_close_matches(key, SETTINGS, 1, 0.9)
-        if key not in SETTINGS and near:
+        if key not in SETTINGS and (near := get_close_matches(key, SETTINGS, 1, 0.9)):
             text = f'the config sets {key}, which MMEngine does not read; did you mean {near[0]}?'
             print_log(text, logger='current', level=logging.WARNING)
 
 
 def check_types(cfg: Config) -> None:
-    """Raise an error for a setting that is no dict, or a loader without a dataset."""
+    """Raise an error for a setting that is no dict, a loader without a dataset or a wrong hook."""
     loaders = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
     for key in (*loaders, 'default_hooks', 'optim_wrapper'):
         if not isinstance(value := cfg.get(key), dict | None):
             raise TypeError(f'{key}={value!r} must be a dict')
         if key in loaders and value and 'dataset' not in value:
             raise KeyError(f'{key} has no dataset')
+    for key, hook in (cfg.get('default_hooks') or {}).items():
+        if not isinstance(hook, dict | None):
+            raise TypeError(f'default_hooks.{key}={hook!r} must be a dict')
+    hooks = cfg.get('custom_hooks') or []
+    is_list = isinstance(hooks, list | tuple)
+    if not is_list or not all(isinstance(hook, dict) and 'type' in hook for hook in hooks):
+        raise TypeError(f'custom_hooks={hooks!r} must be a list of dict(type=...), in the config')
 
 
 def check_optimizer(cfg: Config) -> None:
@@ -233,11 +238,8 @@ def import_host(cfg: Config, source: str) -> str:
         ImportError: If the host is not installed.
     """
     host = cfg.get('default_scope')
-    if host not in HOSTS:
-        raise ValueError(
-            f'{source}: default_scope={host!r} must be one of {tuple(HOSTS)}; it says which host '
-            'the config is for'
-        )
+    if host not in list(HOSTS):  # a list cannot be looked up in a dict
+        raise ValueError(f'{source}: default_scope={host!r} must name a host, of {tuple(HOSTS)}')
     try:
         importlib.import_module(host)
     except ImportError as error:
