@@ -1,8 +1,7 @@
 """mmpatch: MetaFormer backbones for dense prediction with OpenMMLab."""
 
-from collections.abc import Iterable
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from fnmatch import filter as match_names
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def list_models(filter: str = '') -> list[str]:
     """
     from mmpatch.backbones import names
 
-    return _match(names.list_networks(), filter)
+    return sorted(match_names(names.list_networks(), filter or '*'))
 
 
 def list_weights(filter: str = '') -> list[str]:
@@ -70,7 +69,7 @@ def list_weights(filter: str = '') -> list[str]:
     """
     from mmpatch.checkpoint.published import SCHEME, list_published
 
-    return _match(list_published(), filter.removeprefix(SCHEME))
+    return sorted(match_names(list_published(), filter.removeprefix(SCHEME) or '*'))
 
 
 def list_configs(filter: str = '') -> list[str]:
@@ -82,7 +81,8 @@ def list_configs(filter: str = '') -> list[str]:
         filter: As in :func:`list_models`; '*' matches folders, too.
     """
     names = (path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob('*.py'))
-    return _match((name for name in names if not name.startswith('_base_/')), filter)
+    whole = (name for name in names if not name.startswith('_base_/'))
+    return sorted(match_names(whole, filter or '*'))
 
 
 def save_pretrained(model: Any, folder: Any) -> None:
@@ -90,10 +90,6 @@ def save_pretrained(model: Any, folder: Any) -> None:
     from mmpatch.checkpoint import save
 
     save.save_pretrained(model, folder)
-
-
-def _match(names: Iterable[str], filter: str) -> list[str]:
-    return sorted(name for name in names if not filter or fnmatchcase(name, filter))
 
 
 def config_path(name: str) -> str:

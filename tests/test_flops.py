@@ -125,6 +125,21 @@ def test_published_multiply_adds_and_activations(name, macs, activations):
     assert total.activations / 1e6 == pytest.approx(activations, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ('name', 'macs'),  # of the authors, without depthwise convolutions and with the classifier
+    [('convmixer-1536-20', 48.68), ('convmixer-768-32', 19.55), ('convmixer-1024-20', 5.55)],
+)
+def test_depthwise_convolutions_are_counted_apart(name, macs):
+    total = count_total(name, (224, 224))
+    assert (total.macs - total.depthwise_macs) / 1e9 == pytest.approx(macs, rel=0.01)
+    assert total.depthwise_macs / total.macs > 0.04
+
+
+def test_other_convolutions_are_not_depthwise():
+    assert count_total('poolformer-s12', (64, 64)).depthwise_macs == 0
+    assert count_total('timm://resnext50_32x4d', (64, 64)).depthwise_macs == 0
+
+
 @pytest.mark.hosts
 @pytest.mark.parametrize(
     ('name', 'macs'),
@@ -195,16 +210,16 @@ def test_heads_are_counted(name):
 
 @pytest.mark.hosts
 def test_table_and_files(monkeypatch, tmp_path, capsys):
-    config = 'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
-    options = ('--shape', 64, 96, '--cfg-options', 'model.backbone.depths=(1,1,1,1)')
-    rows = run(monkeypatch, tmp_path / 'flops.csv', 'poolformer-s12', config, *options)
-    table = capsys.readouterr().out
     name = 'retinanet_poolformer-s12_fpn_1x_coco'
+    options = ('--shape', 64, 96, '--cfg-options', 'model.backbone.depths=(1,1,1,1)')
+    rows = run(monkeypatch, tmp_path / 'flops.csv', 'poolformer-s12', name, *options)
+    table = capsys.readouterr().out
     parts = [part for network, part in rows if network == name]
     assert parts == ['stem', *(f'stage {i}' for i in range(1, 5)), 'neck', 'head', 'all']
-    for key in ('parameters', 'macs', 'activations'):
+    for key in ('parameters', 'macs', 'depthwise_macs', 'activations'):
         whole = sum(int(rows[name, part][key]) for part in parts[:-1])
-        assert int(rows[name, 'all'][key]) == whole > 0
+        assert int(rows[name, 'all'][key]) == whole
+        assert (whole > 0) == (key != 'depthwise_macs')
     assert (rows[name, 'all']['height'], rows[name, 'all']['width']) == ('64', '96')
     lines = table.splitlines()
     assert len(lines) == 2 + 3 * 2 and len({len(line) for line in lines}) == 1
@@ -220,7 +235,7 @@ def test_table_and_files(monkeypatch, tmp_path, capsys):
         (('--out', 'none/a.md'), 'there is no folder none'),
         (('--shape', 1, 2, 3), 'give height and width'),
         (('--cfg-options', 'model.depth'), 'write KEY=VALUE'),
-        (('--cfg-options', 'model.depth=1'), 'settings of a config, and there is none (.py)'),
+        (('--cfg-options', 'model.depth=1'), 'settings of a config, and there is none'),
     ],
 )
 def test_wrong_arguments_get_one_line(monkeypatch, capsys, arguments, message):

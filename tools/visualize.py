@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mmpatch.engine.build import is_config
 from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import OptionAction
 
@@ -111,8 +112,8 @@ def main() -> None:
         parser.error(f'--size {args.size} --seed {args.seed}: at least 32, and 0')
     if args.view == 'affinity' and not all(0 <= place <= 1 for place in args.at):
         parser.error(f'--at {args.at[0]:g} {args.at[1]:g}: both from 0 to 1')
-    if args.cfg_options and not args.network.endswith('.py'):
-        parser.error(f'--cfg-options are settings of a config (.py), not of {args.network}')
+    if args.cfg_options and not is_config(args.network):
+        parser.error(f'--cfg-options are settings of a config, not of {args.network}')
     warnings.simplefilter('ignore')  # of the hosts, on every part that they build
     change = cam.let_all_through if args.view == 'cam' else None
     subject = load_subject(args.network, args.checkpoint, args.cfg_options, args.seed, change)

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmpatch import list_configs
 from mmpatch.backbones import names
 from mmpatch.engine.tool import import_host, override_settings, read_file
 
@@ -22,13 +23,17 @@ def build_model(cfg: Config) -> Any:
     return MODELS.build(cfg.model)
 
 
+def is_config(name: str) -> bool:
+    """Whether a name is that of a config, and not of a backbone."""
+    return name.endswith('.py') or bool(list_configs(f'*{name.removeprefix("mmpatch::")}.py'))
+
+
 def read_network(name: str, options: dict[str, Any] | None = None) -> Config:
     """Read what :func:`build_network` builds.
 
     Args:
-        name: A config of mmdet or mmseg, whose name ends in ``.py``: a path, or what
-            :func:`mmpatch.config_path` takes; or a backbone, as
-            :func:`mmpatch.backbones.names.find_network` takes it.
+        name: A config of mmdet or mmseg, as :func:`mmpatch.engine.tool.read_file` takes it; or a
+            backbone, as :func:`mmpatch.backbones.names.find_network` takes it.
         options: Override settings of a config, by their full keys.
 
     Returns:
@@ -40,7 +45,7 @@ def read_network(name: str, options: dict[str, Any] | None = None) -> Config:
         KeyError: If an option is no setting.
         ImportError: If its host is not installed.
     """
-    if not name.endswith('.py'):
+    if not is_config(name):
         return Config({'backbone': names.find_network(name)})
     cfg = read_file(name)
     override_settings(cfg, options or {})

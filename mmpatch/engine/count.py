@@ -40,10 +40,11 @@ PARTS = (
 
 @dataclass
 class Count:
-    """What a part of a network has and computes."""
+    """What a part of a network has and computes; depthwise convolutions are counted in ``macs``."""
 
     parameters: int = 0
     macs: int = 0
+    depthwise_macs: int = 0
     activations: int = 0
 
     def __add__(self, other: 'Count') -> 'Count':
@@ -79,8 +80,12 @@ def count(model: Any, size: tuple[int, int], with_heads: bool = True) -> dict[st
     channels = getattr(backbone, 'in_channels', 3)
     x = torch.empty(1, channels, *size, device='meta')
     model.eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.enter_context(_without_fused_attention())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # attention as products of matrices
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
         for name, module in model.named_modules():
             stack.enter_context(counter.follow(module, names[name]))
         stack.enter_context(counter)
@@ -139,22 +144,13 @@ class _Counter(TorchDispatchMode):
         shapes = tree_map(lambda x: x.to('meta') if isinstance(x, Tensor) else x, (args, kwargs))
         out = func(*shapes[0], **shapes[1])
         part = self.counts[self.running[-1]]
-        part.macs += formula(*args, **kwargs, out_val=out) // 2
+        macs = formula(*args, **kwargs, out_val=out) // 2
+        part.macs += macs
+        if 'convolution' in str(func) and 1 < args[8] == args[0].shape[1]:
+            part.depthwise_macs += macs  # as many groups as channels
         part.activations += out.numel()
         device = next(x.device for x in tree_leaves(args) if isinstance(x, Tensor))
         return out if device.type == 'meta' else torch.zeros_like(out, device=device)
-
-
-@contextmanager
-def _without_fused_attention() -> Iterator[None]:
-    """Within it, attention is products of matrices, and no gradients are kept."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _run_heads(model: Any, x: Tensor, maps: Any) -> None:

@@ -6,7 +6,8 @@
 The tool needs neither data nor weights. It counts the multiply-adds (MACs) of convolutions and
 matrix products, those of attention included: queries with keys, affinities with values, relative
 positions. Norms, activations, pooling, interpolation, RoIAlign, the sampling of deformable
-attention and sums are not counted, as in published tables, where "FLOPs" mostly means MACs.
+attention and sums are not counted, as in published tables, where "FLOPs" mostly means MACs. Those
+of depthwise convolutions are also shown on their own, since some published figures leave them out.
 Activations are the elements of the outputs of these convolutions and products. Two-stage detectors
 are counted with as many regions as test_cfg allows: boxes of the first stage and masks of the last
 (in most configs 1000 and 100). The stem is everything in a backbone outside its stages. Classifiers
@@ -20,7 +21,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mmpatch.engine.build import build_empty, read_network
+from mmpatch.engine.build import build_empty, is_config, read_network
 from mmpatch.engine.count import PARTS, Count, count
 from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import OptionAction
@@ -30,6 +31,7 @@ SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 512), None: (224, 224)}
 QUANTITIES = {
     'parameters': ('parameters (M)', 1e6, 2),
     'macs': ('MACs (G)', 1e9, 2),
+    'depthwise_macs': ('of these, depthwise (G)', 1e9, 2),
     'activations': ('activations (M)', 1e6, 1),
 }
 Counts = dict[tuple[str, tuple[int, int]], dict[str, Count]]
@@ -71,8 +73,8 @@ def main() -> None:
         parser.error(f'--out {args.out}: write a .csv or a .md file')
     if args.out and not args.out.parent.is_dir():
         parser.error(f'--out {args.out}: there is no folder {args.out.parent}')
-    if args.cfg_options and not any(name.endswith('.py') for name in args.networks):
-        parser.error('--cfg-options are settings of a config, and there is none (.py)')
+    if args.cfg_options and not any(map(is_config, args.networks)):
+        parser.error('--cfg-options are settings of a config, and there is none')
     warnings.simplefilter('ignore')  # of the hosts, on every part that they build
     shape = args.shape and (args.shape[0], args.shape[-1])
     found: Counts = {}
@@ -92,7 +94,9 @@ def main() -> None:
 
 def shorten(name: str) -> str:
     """Leave the folder and suffix of a config out."""
-    return Path(name.removeprefix('mmpatch::')).stem if name.endswith('.py') else name
+    return (
+        Path(name.removeprefix('mmpatch::').removesuffix('.py')).name if is_config(name) else name
+    )
 
 
 def count_network(name: str, cfg: Any, size: tuple[int, int]) -> dict[str, Count]:
@@ -114,6 +118,8 @@ def format_table(found: Counts) -> str:
     columns.append('all')
     rows = [['', 'network', 'image', *columns]]
     for quantity, (title, unit, digits) in QUANTITIES.items():
+        if not any(getattr(part, quantity) for parts in found.values() for part in parts.values()):
+            continue
         for (name, (height, width)), parts in found.items():
             counts = add_total(parts)
             values = (getattr(counts[x], quantity) / unit if x in counts else None for x in columns)
