@@ -21,7 +21,7 @@ from mmpatch.engine.build import build_model
 from mmpatch.inference.predict import Predictor, list_files
 from mmpatch.inference.results import Shot, Writer
 
-from support import call_tool, relative_error
+from support import ROOT, call_tool, relative_error, try_tool
 
 pytestmark = pytest.mark.hosts
 TOOL = 'tools/predict.py'
@@ -336,30 +336,38 @@ def test_no_picture_stays_in_memory(reader, tmp_path, monkeypatch):
     assert mmpatch.predict(None, reader, tmp_path, out=tmp_path / 'out').count == len(alive) == 4
 
 
+#: Runs a tool in which a signal comes when the second frame or picture is drawn.
+INTERRUPTED = """
+import runpy, signal, sys
+from mmpatch.inference.predict import Predictor
+
+draw, drawn = Predictor.draw, []
+tool, number = sys.argv[1:3]
+
+def draw_one(self, picture, found):
+    if drawn:
+        signal.raise_signal(int(number))
+    drawn.append(draw(self, picture, found))
+    return drawn[0]
+
+Predictor.draw = draw_one
+sys.argv = [tool, *sys.argv[3:]]
+runpy.run_path(tool, run_name='__main__')
+"""
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('name', ['walk.mp4', 'photos'])
-def test_a_signal_leaves_whole_files(reader, tmp_path, monkeypatch, name, number):
-    """The second frame or picture is predicted when the signal comes; the first is kept."""
+def test_a_signal_leaves_whole_files(trained, tmp_path, name, number):
     write_video(tmp_path / 'walk.mp4', 4)
     (tmp_path / 'photos').mkdir()
     for i in range(3):
         photo = scatter(60, 50, 10, count=5, seed=i)
         cv2.imwrite(str(tmp_path / f'photos/{i}.png'), photo)
-    draw, drawn = Predictor.draw, []
-
-    def draw_one(self, picture, found):
-        if drawn:
-            signal.raise_signal(number)
-        drawn.append(draw(self, picture, found))
-        return drawn[0]
-
-    monkeypatch.setattr(Predictor, 'draw', draw_one)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit, match=f'interrupted; .* {tmp_path / "out"}'):
-            call_tool(monkeypatch, TOOL, reader, tmp_path / name, '--out', tmp_path / 'out')
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    words = ['-c', INTERRUPTED, ROOT / TOOL, int(number), trained['detector'], tmp_path / name]
+    status, text = try_tool(*words, '--out', tmp_path / 'out')
+    assert status == 1, text
+    assert text.splitlines()[-1] == f'interrupted; what was predicted is in {tmp_path / "out"}'
     assert len(json.loads((tmp_path / 'out/predictions.json').read_text())['predictions']) == 1
     (kept,) = (tmp_path / 'out/pictures').iterdir()
     if name == 'photos':
@@ -502,7 +510,7 @@ MISTAKES = {
     'code': ('code.pth', 'photo.png', r'the config in .*code\.pth is not plain values .*'),
     'import': ('import.pth', 'photo.png', r'the config in .*import\.pth is not plain values .*'),
     'call': ('call.pth', 'photo.png', r"the config in .* has type='os\.system', no known class.*"),
-    'no host': ('other_host.pth', 'photo.png', r".*default_scope='b' must be one of .*"),
+    'no host': ('other_host.pth', 'photo.png', r".*default_scope='b' must name a host, .*"),
     'lacking': ('lacking.pth', 'photo.png', r'.*does not fit .*lacks: bbox_head\.retina_reg\.bias'),
     'shape': (
         (

@@ -55,7 +55,7 @@ def main() -> None:
     try:
         written = mmpatch.predict(*files, progress=True, **args)
     except KeyboardInterrupt:
-        sys.exit(f'interrupted; what was predicted is in {args["out"]}')
+        sys.exit(f'\ninterrupted; what was predicted is in {args["out"]}')  # below the progress
     print(f'predictions of {written.count} pictures: {written.file}')
     if written.failed:
         sys.exit('\n'.join([f'{len(written.failed)} could not be predicted:', *written.failed]))
