@@ -308,8 +308,8 @@ MISTAKES = {
     'text for a number of threads': (
         add("env_cfg = dict(mp_cfg=dict(opencv_num_threads='3'))"),
         TRAIN,
-        "detector.py cannot be run: env_cfg.mp_cfg: TypeError: Argument 'nthreads' is required to "
-        'be an integer (in set_multi_processing). MMPATCH_TRACEBACK=1 shows where',
+        "detector.py cannot be run: env_cfg (mp_cfg, dist_cfg): TypeError: Argument 'nthreads' is "
+        'required to be an integer (in set_multi_processing). MMPATCH_TRACEBACK=1 shows where',
     ),
     'no default scope': (
         add('default_scope = None'),
@@ -362,13 +362,13 @@ MISTAKES = {
         add("model['nek'] = dict(type='FPN')"),
         TRAIN,
         "type='RetinaNet' cannot be built with its settings: TypeError: RetinaNet.__init__() got "
-        f"an unexpected keyword argument 'nek'. {REMEDY}",
+        f"an unexpected keyword argument 'nek'<...>. {REMEDY}",
     ),
     'misspelt argument of a loader': (
         add("train_dataloader['batchsize'] = 2"),
         TRAIN,
         "type='EpochBasedTrainLoop' cannot be built with its settings: TypeError: "
-        f"DataLoader.__init__() got an unexpected keyword argument 'batchsize'. {REMEDY}",
+        f"DataLoader.__init__() got an unexpected keyword argument 'batchsize'<...>. {REMEDY}",
     ),
     'number for a loader': (
         add('train_dataloader = 3'),

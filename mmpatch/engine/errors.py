@@ -61,7 +61,7 @@ def blame_config(path: str, is_running: Callable[[], bool] = lambda: False) -> I
         if describe_mistake(error) is not None or is_running():
             raise
         names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
-        setting = 'env_cfg.mp_cfg: ' if 'set_multi_processing' in names else ''
+        setting = 'env_cfg (mp_cfg, dist_cfg): ' if 'setup_env' in names else ''
         raise ValueError(
             f'{path} cannot be run: {setting}{type(error).__name__}: {_read_message(error)} (in '
             f'{names[-1]}). {VARIABLE}=1 shows where'
