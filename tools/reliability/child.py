@@ -33,7 +33,12 @@ class Sample(NamedTuple):
 
 
 def run_tool(
-    tool: str, *words: Any, log: Path, count: Callable[[], int] = lambda: 0, total: int = 0
+    tool: str,
+    *words: Any,
+    log: Path,
+    count: Callable[[], int] = lambda: 0,
+    total: int = 0,
+    **variables: str,
 ) -> list[Sample]:
     """Run ``tools/TOOL.py`` to its end, and look at it twice a second.
 
@@ -43,13 +48,15 @@ def run_tool(
         log: File for what it prints.
         count: How far it is. Samples are taken while this is neither 0 nor ``total``.
         total: Where it ends; 0 for no samples and no lines on stderr.
+        variables: Of its environment, with those of this process.
 
     Raises:
         RuntimeError: If it fails, with the end of what it printed.
     """
     command = [sys.executable, TOOLS / f'{tool}.py', *words]
     with log.open('w') as file:
-        process = subprocess.Popen([*map(str, command)], stdout=file, stderr=file)
+        env = {**os.environ, **variables}
+        process = subprocess.Popen([*map(str, command)], stdout=file, stderr=file, env=env)
     samples: list[Sample] = []
     told = time.monotonic()
     while process.poll() is None:
