@@ -1,6 +1,10 @@
 """Makes the OpenMMLab stack run on today's Python and torch."""
 
-from mmpatch.compat import names, ops, safe_load
+import warnings
+
+warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # MMEngine's; see setup.py
+
+from mmpatch.compat import names, ops, safe_load  # noqa: E402
 
 __all__ = ['install']
 

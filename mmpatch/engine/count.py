@@ -8,7 +8,7 @@ tables.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -138,8 +138,7 @@ class _Counter(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        formula: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
-        if formula is None:
+        if (formula := flop_registry.get(func._overloadpacket)) is None:
             return func(*args, **kwargs)
         shapes = tree_map(lambda x: x.to('meta') if isinstance(x, Tensor) else x, (args, kwargs))
         out = func(*shapes[0], **shapes[1])
