@@ -94,6 +94,7 @@ def test_networks_of_timm_have_their_stages_or_quarters():
     ('name', 'message'),
     [
         ('poolformer-s13', '.*nearest: .*poolformer-s12'),
+        ('convmixer-768/31', '.*nearest: .*convmixer-768-32'),
         ('PoolFormer:s13', '.*nearest: .*mmpatch.PoolFormer:s12'),
         ('mmpatch://deit-tini_in1k', '.*nearest: deit-tiny_in1k'),
         ('retinanet_poolformer.py', '.*nearest: .*poolformer/retinanet'),

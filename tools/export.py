@@ -97,7 +97,7 @@ def describe_use(args: Any, file: Path, metadata: dict[str, Any]) -> str:
         ]
         lines += ['to evaluate it, with your own --cfg-options:']
         files = shlex.join([args.config, args.checkpoint or 'CHECKPOINT'])
-        lines += [f'  python tools/test.py {files} \\']
+        lines += [f'  mmpatch test {files} \\']
         lines += [f'    --cfg-options {shlex.join(options)}']
     if args.to == 'onnx':
         batch, height, width = args.input_size

@@ -119,8 +119,9 @@ def main() -> None:
     subject = load_subject(args.network, args.checkpoint, args.cfg_options, args.seed, change)
     args.out.mkdir(parents=True, exist_ok=True)
     print(f'{args.view} of {subject.title}', file=sys.stderr, flush=True)
-    files = [Path(file).stem for file in (args.photo, args.checkpoint) if file]
-    name = '_'.join(re.sub(r'\W+', '-', part).strip('-') for part in (subject.name, *files))
+    given = [Path(file).stem for file in (args.photo, args.checkpoint) if file]
+    given += [args.label] if getattr(args, 'label', None) else []
+    name = '_'.join(re.sub(r'\W+', '-', part).strip('-') for part in (subject.name, *given))
     for part, figure in draw(args, subject):
         picture.save(figure, args.out / f'{args.view}{"-" * bool(part)}{part}_{name}.png')
 

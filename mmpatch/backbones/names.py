@@ -56,7 +56,7 @@ def find_network(name: str) -> dict[str, Any]:
     table = list_networks()
     family, _, arch = name.removeprefix('mmpatch.').partition(':')
     table |= {f'{x["type"]}:{x["arch"]}': x for x in table.values()} if arch else {}
-    key = f'mmpatch.{family}:{arch}' if arch else name
+    key = f'mmpatch.{family}:{arch}' if arch else name.replace('/', '-')
     if key in table:
         return table[key]
     near = ', '.join(get_close_matches(key, table)) or 'none is similar'

@@ -159,7 +159,7 @@ def draw_distances(subject: Subject, photo: np.ndarray, blocks: list[Block]) -> 
         colour = ('#0072B2', '#E69F00', '#009E73', '#CC79A7')[(block.stage - 1) % 4]
         axis.scatter([i + 1] * len(means), means, s=12, color=colour, alpha=0.6)
         axis.plot([i + 0.7, i + 1.3], [means.mean()] * 2, color='black', lw=1.5)
-    axis.set_xlabel('block (one colour a stage; a point is a head, a line their mean)')
+    axis.set_xlabel('block (one colour per stage; points are heads or channels, a line their mean)')
     axis.set_ylabel('distance in pixels of the input')
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
