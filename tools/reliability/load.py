@@ -46,8 +46,8 @@ default_hooks = dict(
 )
 """
 GROWTH = 1.02
-#: Handles that may be open for a moment, such as those of a picture, or of workers that restart.
-PASSING = 8
+#: Handles that may be open for a moment: two workers start before the last two have ended.
+PASSING = 16
 
 
 def check(folder: Path, is_long: bool) -> Iterator[Row]:
