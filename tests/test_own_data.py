@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
             if name in LIMITS:
                 text += SMALL.format(LIMITS[name])
             else:
-                text = replace(text, ("'train': 120, 'val': 20", "'train': 6, 'val': 4"))
+                text = replace(text, ("'train': 240, 'val': 20", "'train': 6, 'val': 4"))
             (result / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(result)
@@ -106,15 +106,15 @@ def test_a_picture_is_predicted(folder, outputs):
 
 def test_the_line_on_what_there_is_to_learn(folder):
     """The numbers on the page are those of the whole set."""
-    text = replace((folder / 'draw.py').read_text(), ("'train': 6, 'val': 4", "'train': 120"))
+    text = replace((folder / 'draw.py').read_text(), ("'train': 6, 'val': 4", "'train': 240"))
     draw = {}
     head, tail = text.split('\nfor split, count')
     exec(head, draw)  # the page's own functions
     import numpy as np
 
     counts = dict.fromkeys(draw['CLASSES'], 0)
-    for k in range(120):
+    for k in range(240):
         for number, _ in draw['draw_scene'](np.random.default_rng([5, k]))[2]:
             counts[draw['CLASSES'][number - 1]] += 1
     listed = ', '.join(f'{name} {count}' for name, count in counts.items())
-    assert f'120 images, {sum(counts.values())} objects: {listed}' in PAGE and tail
+    assert f'240 images, {sum(counts.values())} objects: {listed}' in PAGE and tail
