@@ -403,6 +403,8 @@ def main() -> None:
             write_results(folder, results, table, metric, args.config)
     except KeyboardInterrupt:
         sys.exit('stopped; the same command continues')
+    finally:
+        lock.close()
     print(f'{folder}/table.md, table.json, table.png')
     sys.exit(1 if failed else 0)
 
