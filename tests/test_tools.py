@@ -302,3 +302,22 @@ def test_matrix_says_what_was_not_learnt_by_heart():
     assert re.search(r'poolformer detr +FAILED: AssertionError: box AP is 0\.0', text)
     _, text = try_tool(*command[:3], 'retinanet')
     assert '--by-heart takes only the tasks detr, deformable-detr' in text
+
+
+READ_PATIENCE = """
+import sys
+from mmpatch.engine.tool import make_parser, read_config
+
+cfg = read_config(make_parser('').parse_args(sys.argv[1:]))
+print('patience', [x.get('patience') for x in cfg.custom_hooks if 'InvalidLoss' in str(x['type'])])
+"""
+
+
+@pytest.mark.parametrize('kind', ['CheckInvalidLossHook', "'mmpatch.CheckInvalidLossHook'"])
+def test_a_hook_of_the_user_takes_the_place_of_the_one_that_is_added(tmp_path, kind):
+    """As a class, too, which a config without ``_base_`` may import."""
+    hook = f'custom_hooks = [dict(type={kind}, patience=2)]\n'
+    start = 'from mmpatch.engine.hooks import CheckInvalidLossHook\n'
+    text = Config.fromfile(ROOT / DETECTOR).pretty_text
+    (tmp_path / 'own.py').write_text(f'{start}{text}{hook}')
+    assert 'patience [2]' in run_tool('-c', READ_PATIENCE, tmp_path / 'own.py')

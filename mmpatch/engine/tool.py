@@ -18,7 +18,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.logging import print_log
-from mmengine.registry import OPTIMIZERS
+from mmengine.registry import HOOKS, OPTIMIZERS
 from mmengine.runner import Runner
 
 from mmpatch import compat, config_path
@@ -26,7 +26,7 @@ from mmpatch.engine.classes import check_dataset_types
 from mmpatch.engine.data import check_annotation_files, check_paths, replace_data_root
 from mmpatch.engine.errors import blame_config, report_errors, shorten_error, suggest_type
 from mmpatch.engine.memory import VARIABLE, keep_freed_memory
-from mmpatch.engine.model import check_model
+from mmpatch.engine.model import as_list, check_model
 from mmpatch.engine.storage import keep_files_whole
 
 #: Hosts, and the extra of this package that installs each.
@@ -38,7 +38,7 @@ RANKS = {
     'mpi': tuple(f'OMPI_COMM_WORLD_{name}' for name in ('RANK', 'SIZE', 'LOCAL_RANK')),
 }
 #: Hooks that every run has.
-HOOKS = [f'mmpatch.{name}Hook' for name in ('DataCheck', 'StepSeed', 'CheckInvalidLoss')]
+OWN_HOOKS = [f'mmpatch.{name}Hook' for name in ('DataCheck', 'StepSeed', 'CheckInvalidLoss')]
 #: What MMEngine's runner reads of a config.
 SETTINGS = [
     *inspect.signature(Runner).parameters,
@@ -134,9 +134,10 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
             check_model(cfg.model, host)
         except ValueError as error:
             raise ValueError(f'{args.config}: {error}') from error
-        own = cfg.get('custom_hooks') or []
-        given = [hook['type'] for hook in own]
-        cfg.custom_hooks = [*({'type': name} for name in HOOKS if name not in given), *own]
+        own = as_list(cfg.get('custom_hooks') or [])
+        given = {hook['type'] for hook in own}  # names, or classes in a config that imports them
+        added = [name for name in OWN_HOOKS if not given & {name, HOOKS.get(name)}]
+        cfg.custom_hooks = [*({'type': name} for name in added), *own]
     keep_files_whole()
     if 'train' in splits:
         hook = {'type': 'CheckpointHook', 'interval': 1}
@@ -217,8 +218,7 @@ def check_types(cfg: Config) -> None:
         if not isinstance(hook, dict | None):
             raise TypeError(f'default_hooks.{key}={hook!r} must be a dict')
     hooks = cfg.get('custom_hooks') or []
-    is_list = isinstance(hooks, list | tuple)
-    if not is_list or not all(isinstance(hook, dict) and 'type' in hook for hook in hooks):
+    if not all(isinstance(hook, dict) and 'type' in hook for hook in as_list(hooks)):
         raise TypeError(f'custom_hooks={hooks!r} must be a list of dict(type=...), in the config')
 
 
