@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -203,6 +204,11 @@ def write_text_for_a_tensor(project):
     torch.save({'state_dict': state}, project.folder / 'a.pth')
 
 
+def hint(name):
+    """What Python 3.13 adds to the error of a misspelt argument."""
+    return f". Did you mean '{name}'?" if sys.version_info >= (3, 13) else ''
+
+
 def each(*changes):
     def change(project):
         for one in changes:
@@ -362,13 +368,14 @@ MISTAKES = {
         add("model['nek'] = dict(type='FPN')"),
         TRAIN,
         "type='RetinaNet' cannot be built with its settings: TypeError: RetinaNet.__init__() got "
-        f"an unexpected keyword argument 'nek'<...>. {REMEDY}",
+        f"an unexpected keyword argument 'nek'{hint('neck')}. {REMEDY}",
     ),
     'misspelt argument of a loader': (
         add("train_dataloader['batchsize'] = 2"),
         TRAIN,
         "type='EpochBasedTrainLoop' cannot be built with its settings: TypeError: "
-        f"DataLoader.__init__() got an unexpected keyword argument 'batchsize'<...>. {REMEDY}",
+        "DataLoader.__init__() got an unexpected keyword argument 'batchsize'"
+        f'{hint("batch_size")}. {REMEDY}',
     ),
     'number for a loader': (
         add('train_dataloader = 3'),
