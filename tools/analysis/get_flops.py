@@ -83,7 +83,7 @@ def main() -> None:
         size = shape or SHAPES[cfg.get('default_scope')]
         if 'model' in cfg:  # some heads take half a minute
             print(f'counting {name} at {size[0]}x{size[1]}', file=sys.stderr, flush=True)
-        short = shorten(name)  # unless configs of two folders share their name
+        short = shorten(name) if 'model' in cfg else name  # unless two configs share their name
         found[name if (short, size) in found else short, size] = count_network(name, cfg, size)
     print(format_table(found), end='')
     if args.out and args.out.suffix == '.md':
@@ -93,10 +93,8 @@ def main() -> None:
 
 
 def shorten(name: str) -> str:
-    """Leave the folder and suffix of a config out."""
-    return (
-        Path(name.removeprefix('mmpatch::').removesuffix('.py')).name if is_config(name) else name
-    )
+    """Name of a config without its folder and suffix."""
+    return Path(name.removeprefix('mmpatch::').removesuffix('.py')).name
 
 
 def count_network(name: str, cfg: Any, size: tuple[int, int]) -> dict[str, Count]:

@@ -48,6 +48,8 @@ default_hooks = dict(
 GROWTH = 1.02
 #: Handles that may be open for a moment: two workers start before the last two have ended.
 PASSING = 16
+#: Kernels, each compiled for one shape, that oneDNN keeps by default.
+KERNELS = 1024
 
 
 def check(folder: Path, is_long: bool) -> Iterator[Row]:
@@ -62,12 +64,12 @@ def check(folder: Path, is_long: bool) -> Iterator[Row]:
     base = mmpatch.config_path(BASE)
     config = folder / 'mask-rcnn.py'
     config.write_text(CONFIG.format(base=base, data=f'{data}/coco/', epochs=iterations // 50))
-    runs = {1024: 'a training'}  # with oneDNN's default
+    what = f'{iterations} iterations of a toy Mask R-CNN, 2 data workers that restart every 50'
+    runs = {KERNELS: 'a training'}
     if is_long:
         runs[50] = 'a training with 50 kernels in the cache of oneDNN'
     for kernels, run in runs.items():
         samples = train(config, folder / f'work{kernels}', iterations, kernels)
-        what = f'{iterations} iterations of a toy Mask R-CNN, 2 data workers that restart every 50'
         yield make_memory_row(samples, run, what, warm)
         yield make_handle_row(samples, run, what, warm)
 
@@ -76,7 +78,7 @@ def check(folder: Path, is_long: bool) -> Iterator[Row]:
     many.mkdir()
     for i in range(pictures):
         (many / f'{i:05}.jpg').symlink_to(drawn[i % len(drawn)])
-    (checkpoint,) = (folder / 'work1024').glob('epoch_*.pth')
+    (checkpoint,) = (folder / f'work{KERNELS}').glob('epoch_*.pth')
 
     def count_pictures() -> int:
         folder = out / 'pictures'
@@ -91,7 +93,7 @@ def check(folder: Path, is_long: bool) -> Iterator[Row]:
 
 
 def train(config: Path, work_dir: Path, iterations: int, kernels: int) -> list[Sample]:
-    """Train and sample memory; oneDNN, which compiles a kernel for each shape, keeps so many."""
+    """Train and sample memory, with room for a number of kernels in the cache of oneDNN."""
 
     def count_iterations() -> int:
         return max((line.get('step', 0) for line in read_log(work_dir)), default=0)

@@ -68,7 +68,8 @@ def draw(subject: Subject, inputs: Tensor, what: str) -> Any:
         centre = find_centre(field)
         side = find_reach(field, centre)
         shown = np.maximum(field / max(field.max(), 1e-30), FLOOR)
-        text = f'output {i + 1}, stride {height / grid[0]:g}\n95 % within {side} px'
+        text = f'output {i + 1}, stride {height / grid[0]:g}\n'
+        text += f'95 % of the squared gradient within {side} px'
         picture.show_map(axis, shown, text, log=True, lowest=FLOOR, highest=1.0)
         picture.mark(axis, centre[1] - side / 2 + 0.5, centre[0] - side / 2 + 0.5, side, side)
         axis.set_xlim(-0.5, width - 0.5)

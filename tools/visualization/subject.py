@@ -18,7 +18,7 @@ from mmpatch.backbones import TimmBackbone
 from mmpatch.backbones.base import Backbone
 from mmpatch.checkpoint import load_whole
 from mmpatch.checkpoint.published import IMAGENET_STATS, SCHEME, find_published
-from mmpatch.engine.build import build_network, is_config, read_network
+from mmpatch.engine.build import build_network, read_network
 
 #: Sides of pictures are multiples of this.
 MULTIPLE = 32
@@ -82,7 +82,7 @@ def load_subject(
         reason = ' '.join(str(error).split())[:400]
         sys.exit(f'error: {network}: {type(error).__name__}: {reason}')
     mean, std, rgb = find_stats(model, network)
-    name = Path(network.removesuffix('.py')).name if is_config(network) else network
+    name = Path(network.removesuffix('.py')).name if 'model' in cfg else network
     weights = f'weights of {Path(checkpoint).name}' if checkpoint else 'random weights'
     return Subject(name, cfg, model.eval(), weights, mean, std, rgb)
 
