@@ -1,7 +1,9 @@
 """Hooks that the tools add: a loss that is not finite, seeds by rank."""
 
 import itertools
+import math
 import random
+import re
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -12,6 +14,7 @@ import pytest
 import torch
 from mmengine.dataset import worker_init_fn
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -33,6 +36,8 @@ class Spoiling(BaseModel):
         self.calls += 1
         factor = float('nan') if self.calls in self.steps else 1.0
         y = self.linear(inputs)
+        if self.what == 'loss alone':  # infinite, with a finite gradient
+            return {'loss': y.square().mean() + (math.inf if self.calls in self.steps else 0)}
         if self.what == 'norm':
             y = self.norm(torch.cat([y, 2 * y]) * factor)
         if self.what == 'gradient':
@@ -47,7 +52,7 @@ def collate(batch):
     return {'inputs': batch[0][0][None], 'data_samples': [sample]}
 
 
-def train(folder, model, epochs=5, loader=None, optimizer=None, **hook):
+def train(folder, model, epochs=5, loader=None, optimizer=None, accumulate=1, **hook):
     """Train on four pictures in an epoch, with checkpoints of the last two."""
     data = TensorDataset(torch.arange(4.0)[:, None])
     runner = Runner(
@@ -55,7 +60,10 @@ def train(folder, model, epochs=5, loader=None, optimizer=None, **hook):
         str(folder),
         train_dataloader=DataLoader(data, collate_fn=collate),
         train_cfg={'by_epoch': True, 'max_epochs': epochs},
-        optim_wrapper={'optimizer': optimizer or {'type': 'SGD', 'lr': 0.05, 'momentum': 0.9}},
+        optim_wrapper={
+            'optimizer': optimizer or {'type': 'SGD', 'lr': 0.05, 'momentum': 0.9},
+            'accumulative_counts': accumulate,
+        },
         default_hooks={
             'checkpoint': {'type': 'CheckpointHook', 'interval': 1, 'max_keep_ckpts': 2}
         },
@@ -76,18 +84,24 @@ def list_checkpoints(folder):
 
 @pytest.mark.parametrize(
     ('what', 'found'),
-    [('loss', 'loss=nan, loss_bad=nan in 1.jpg'), ('gradient', '1.jpg')],
+    [
+        ('loss', 'loss=nan, loss_bad=nan in 1.jpg'),
+        ('loss alone', 'loss=inf in 1.jpg'),
+        ('gradient', '1.jpg'),
+    ],
 )
 def test_good_checkpoints_survive_what_is_not_finite(tmp_path, what, found):
     model = Spoiling({10}, what)
-    message = rf'^the {what} is not finite at iteration 10 \(epoch 3\): {found}\. .*--resume'
+    message = (
+        rf'^the {what.split()[0]} is not finite at iteration 10 \(epoch 3\): {found}\. .*--resume'
+    )
     with pytest.raises(FloatingPointError, match=message):
         train(tmp_path, model)
     assert list_checkpoints(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
     assert model.linear.weight.isfinite().all()
 
 
-@pytest.mark.parametrize('what', ['loss', 'gradient'])
+@pytest.mark.parametrize('what', ['loss', 'loss alone', 'gradient'])
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
 def test_a_step_is_left_out_and_changes_nothing(tmp_path, what, optimizer, monkeypatch):
     monkeypatch.setattr('mmpatch.engine.hooks.print_log', lambda text, **_: lines.append(text))
@@ -122,6 +136,23 @@ def test_too_many_in_a_row_stop_with_the_state_saved(tmp_path):
     assert (tmp_path / 'last_checkpoint').read_text() == str(file)
 
 
+def test_steps_of_accumulated_gradients_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmpatch.engine.hooks.print_log', lambda text, **_: lines.append(text))
+    lines, before, model = [], [], Spoiling({5, 7, 11})
+    model.register_forward_pre_hook(lambda *_: before.append(model.linear.weight.item()))
+    train(tmp_path, model, accumulate=2, patience=2)
+    assert [line.partition(' (')[0] for line in lines] == [
+        f'the loss is not finite at iterations {i} to {i + 1}' for i in (5, 7, 11)
+    ]
+    assert re.search(r'\(epoch 2\): loss=nan, loss_bad=nan in 0\.jpg\. ', lines[0])
+    ends = ['1 in a row, 1 in all', '2 in a row, 2 in all', '1 in a row, 3 in all']
+    assert [line.split('; ')[-1] for line in lines] == ends
+    left_out = [before[i] == before[i + 2] for i in range(0, 18, 2)]
+    assert left_out == [i in (4, 6, 10) for i in range(0, 18, 2)]
+    with pytest.raises(FloatingPointError, match='iterations 7 to 8 .*state before is in'):
+        train(tmp_path, Spoiling({5, 8}), accumulate=2, patience=1)
+
+
 def test_batch_norms_that_are_spoiled_stop_training(tmp_path):
     with pytest.raises(FloatingPointError, match=r'It spoiled norm\.running_mean, too\. Training'):
         train(tmp_path, Spoiling({6}, 'norm'), patience=-1)
@@ -132,7 +163,7 @@ def test_batch_norms_that_are_spoiled_stop_training(tmp_path):
 def test_a_loss_scaler_is_left_to_itself(fused):
     model, hook = nn.Linear(1, 1), CheckInvalidLossHook()
     optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
-    hook.before_train(SimpleNamespace(optim_wrapper=SimpleNamespace(optimizer=optimizer)))
+    hook.before_train(SimpleNamespace(optim_wrapper=OptimWrapper(optimizer)))
     scaler = torch.amp.GradScaler('cpu')
     for factor in (float('inf'), 1.0):
         before = model.weight.detach().clone()
@@ -145,11 +176,15 @@ def test_a_loss_scaler_is_left_to_itself(fused):
 
 def check_rank(rank, file, queue):
     torch.distributed.init_process_group('gloo', f'file://{file}', rank=rank, world_size=2)
-    runner = SimpleNamespace(iter=6, epoch=1, work_dir='out', model=nn.Linear(1, 1))
+    model, hook = nn.Linear(1, 1), CheckInvalidLossHook()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
+    runner = SimpleNamespace(iter=6, epoch=1, work_dir='out', model=model, optim_wrapper=wrapper)
     data = {'data_samples': [SimpleNamespace(img_path=f'{rank}.jpg')]}
-    loss = torch.tensor(float('nan') if rank else 1.0)
+    loss = model(torch.ones(1)).sum() * (float('nan') if rank else 1.0)
+    hook.before_train(runner)
+    wrapper.update_params(loss)
     try:
-        CheckInvalidLossHook().after_train_iter(runner, 0, data, {'loss': loss})
+        hook.after_train_iter(runner, 0, data, {'loss': loss})
     except FloatingPointError as error:
         queue.put(str(error))
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -47,14 +48,15 @@ class DataCheckHook(Hook):
 class CheckInvalidLossHook(Hook):
     """Keeps a NaN or infinite loss or gradient from the weights, and stops training.
 
-    The optimizer leaves out the step, on all ranks. A loss scaler (``--amp``) does so by itself
-    for gradients, which is normal and not counted. mmdet's hook of this name looks at every 50th
-    loss, after the step.
+    The optimizer leaves out the step, on all ranks, if the gradient or any loss that is part of it
+    is not finite. A loss scaler (``--amp``) does so by itself for gradients, which is normal and
+    not counted. mmdet's hook of this name looks at every 50th loss, after the step.
 
     Args:
-        patience: How many iterations in a row may be left out, each with a warning. After more,
-            the state is saved for ``--resume`` and training stops. -1 never stops; 0 stops at the
-            first and saves nothing, as training has diverged in most cases.
+        patience: How many steps in a row may be left out, each with a warning. A step is an
+            iteration, or ``accumulative_counts`` of them. After more, the state is saved for
+            ``--resume`` and training stops. -1 never stops; 0 stops at the first and saves
+            nothing, as training has diverged in most cases.
     """
 
     priority = 80  # between MMEngine's ParamSchedulerHook and CheckpointHook
@@ -62,48 +64,65 @@ class CheckInvalidLossHook(Hook):
     def __init__(self, patience: int = 0) -> None:
         self.patience, self.in_row, self.total = patience, 0, 0
         self.is_left_out = False
+        # of the iterations since the last step
+        self.losses: list[torch.Tensor] = []
+        self.seen: list[tuple[dict[str, torch.Tensor], str]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Watch the gradients that the optimizer gets."""
-        runner.optim_wrapper.optimizer.register_step_pre_hook(self._check_gradients)
+        """Watch the losses and gradients that the optimizer gets."""
+        wrapper = runner.optim_wrapper
+        wrapper.optimizer.register_step_pre_hook(self._check_step)
+        wrapper.backward = partial(self._note_loss, wrapper.backward)
 
-    def _check_gradients(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if hasattr(optimizer, 'found_inf'):
-            return  # of a loss scaler, which leaves the check to this optimizer
+    def _note_loss(self, backward: Callable[..., None], loss: torch.Tensor, **kwargs: Any) -> None:
+        self.losses.append(loss.detach())
+        backward(loss, **kwargs)
+
+    def _check_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group['params']]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, math.inf)
-        self.is_left_out = _is_any_rank(~norm.isfinite())
+        values = self.losses
+        if not hasattr(optimizer, 'found_inf'):  # a loss scaler leaves this check to the optimizer
+            values = [*values, torch.nn.utils.get_total_norm(gradients, math.inf)]
+        self.is_left_out = _is_any_rank(any(map(_is_spoiled, values)))
         for parameter in parameters if self.is_left_out else ():
             parameter.grad = None  # and no optimizer changes it
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Check one iteration.
+        """Check the iterations that make up a step, after the last of them.
 
         Raises:
-            FloatingPointError: If the loss or the gradient is not finite on any rank, more than
+            FloatingPointError: If a loss or the gradient is not finite on any rank, more than
                 ``patience`` times in a row, or has spoiled statistics of batch norms.
         """
-        losses = {k: torch.as_tensor(v) for k, v in (outputs or {}).items() if 'loss' in k}
-        is_loss = _is_any_rank(~losses.get('loss', torch.zeros(())).isfinite())
+        named = {k: torch.as_tensor(v).detach() for k, v in (outputs or {}).items() if 'loss' in k}
+        samples = data_batch.get('data_samples', []) if isinstance(data_batch, dict) else []
+        self.seen += [(named, ', '.join(s.img_path for s in samples if hasattr(s, 'img_path')))]
+        if not runner.optim_wrapper.should_update():
+            return
+        is_loss = _is_any_rank(any(map(_is_spoiled, self.losses)))
         is_left_out, self.is_left_out = self.is_left_out, False
+        seen, self.seen, self.losses = self.seen, [], []
         if not is_loss and not is_left_out:
             self.in_row = 0
             return
         self.in_row, self.total = self.in_row + 1, self.total + 1
-        wrong = ', '.join(f'{k}={v.item()}' for k, v in losses.items() if _is_spoiled(v))
-        samples = data_batch.get('data_samples', []) if isinstance(data_batch, dict) else []
-        files = ', '.join(s.img_path for s in samples if hasattr(s, 'img_path'))
+        found = [
+            (', '.join(f'{k}={v.item()}' for k, v in named.items() if _is_spoiled(v)), files)
+            for named, files in seen
+        ]
         stats = [k for k, v in runner.model.named_buffers() if 'running_' in k and _is_spoiled(v)]
-        ranks = dist.all_gather_object((wrong, files, stats[:1]))
-        places = [' in '.join(filter(None, rank[:2])) for rank in ranks if rank[0] or not is_loss]
+        ranks = dist.all_gather_object((found, stats[:1]))
+        pairs = [pair for found, _ in ranks for pair in found if pair[0] or not is_loss]
+        places = [' in '.join(filter(None, pair)) for pair in pairs]
+        first = f'iterations {runner.iter + 2 - len(seen)} to' if len(seen) > 1 else 'iteration'
         text = (
-            f'the {"loss" if is_loss else "gradient"} is not finite at iteration {runner.iter + 1} '
+            f'the {"loss" if is_loss else "gradient"} is not finite at {first} {runner.iter + 1} '
             f'(epoch {runner.epoch + 1}): {"; ".join(places)}. '
         )
-        if stats := [name for rank in ranks for name in rank[2]]:
+        if stats := [name for rank in ranks for name in rank[1]]:
             text += f'It spoiled {stats[0]}, too. '
         elif self.patience < 0 or self.in_row <= self.patience:
             text += f'The step is left out; {self.in_row} in a row, {self.total} in all'
@@ -121,8 +140,8 @@ def _is_spoiled(value: torch.Tensor) -> bool:
     return not value.isfinite().all()
 
 
-def _is_any_rank(flag: torch.Tensor) -> bool:
-    count = flag.to(dist.get_comm_device(), torch.float32)
+def _is_any_rank(flag: bool) -> bool:
+    count = torch.tensor(float(flag), device=dist.get_comm_device())
     dist.all_reduce(count)
     return bool(count.item())
 
