@@ -11,6 +11,7 @@ import shutil
 import signal
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -23,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mmpatch
-from mmpatch.engine.storage import check_resumption, keep_files_whole
+from mmpatch.engine.storage import check_ranks, find_resumption, keep_files_whole
 
 from support import try_tool
 
@@ -246,7 +247,10 @@ def test_a_full_disk_costs_logs_and_pictures_but_not_the_training(user):
     assert not list((user / 'out').rglob('*.png*'))
 
 
-@pytest.mark.parametrize('note', [None, '', 'out/epoch_3.pth', 'old/place/epoch_2.pth', 'epoch_9'])
+NOTES = [None, '', 'out/epoch_3.pth', 'old/place/epoch_2.pth', 'epoch_9', 'copied/epoch_2.pth']
+
+
+@pytest.mark.parametrize('note', NOTES)
 def test_resumption_finds_the_last_whole_checkpoint(tmp_path, monkeypatch, caplog, note):
     monkeypatch.chdir(tmp_path)
     folder = Path('out')
@@ -257,14 +261,53 @@ def test_resumption_finds_the_last_whole_checkpoint(tmp_path, monkeypatch, caplo
     (folder / 'epoch_3.pth').write_bytes((folder / 'epoch_3.pth').read_bytes()[:-900])
     if note is not None:
         (folder / 'last_checkpoint').write_text(note)
-    cfg = Config({'work_dir': 'out', 'load_from': None})
+    if note == 'copied/epoch_2.pth':  # of which this is a copy
+        shutil.copytree('out', 'copied')
+    cfg = Config({'work_dir': 'out'})
     lines = []
     target = 'mmpatch.engine.storage.print_log'
     monkeypatch.setattr(target, lambda text, **kwargs: lines.append(text))
-    check_resumption(cfg)
-    assert cfg.load_from == 'out/epoch_2.pth'
+    assert find_resumption(cfg) == 'out/epoch_2.pth'
     damaged = 'out/epoch_3.pth is damaged, or was not written to its end; --resume leaves it out'
-    assert lines == ([] if note == 'old/place/epoch_2.pth' else [damaged])
+    assert lines == ([] if str(note).endswith('epoch_2.pth') else [damaged])
+
+
+def test_resumption_looks_where_the_hook_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hook = {'filename_tmpl': 'state-{}.pth', 'out_dir': 'large'}
+    cfg = Config({'work_dir': 'out', 'default_hooks': {'checkpoint': hook}})
+    Path('large/out').mkdir(parents=True)
+    for i, name in enumerate(('state-1.pth', 'state-2.pth', 'epoch_3.pth')):
+        torch.save({'a': torch.ones(9)}, f'large/out/{name}')
+        os.utime(f'large/out/{name}', (i, i))
+    assert find_resumption(cfg) == 'large/out/state-2.pth'
+
+
+def test_a_first_run_with_resume_starts_from_load_from(user, whole):
+    settings = {**EPOCHS, 'train_cfg.max_epochs': 1, 'load_from': whole['detector']}
+    status, text = train(user, 'detector', '--resume', **settings)
+    assert not status and 'has no checkpoint yet' in text, text
+    assert f'Load checkpoint from {whole["detector"]}' in text
+
+
+def test_ranks_that_would_resume_from_different_states_stop(tmp_path):
+    def check(rank):
+        torch.distributed.init_process_group('gloo', f'file://{file}', rank=rank, world_size=2)
+        try:
+            check_ranks(SimpleNamespace(iter=50 * rank, work_dir='out'))
+        except ValueError as error:
+            queue.put(str(error))
+
+    file, context = tmp_path / 'store', torch.multiprocessing.get_context('fork')
+    queue = context.Queue()
+    ranks = [context.Process(target=check, args=(rank,)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    first, second = (queue.get(timeout=60) for _ in ranks)
+    assert first == second
+    assert 'resume from different iterations (0, 50): out must be the same folder' in first
+    for process in ranks:
+        process.join()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mmpatch.backbones.base import Backbone
 from mmpatch.compat import stand_in
 from mmpatch.engine.build import build_model
 from mmpatch.engine.errors import report_errors
-from mmpatch.engine.tool import load_strictly
+from mmpatch.engine.tool import load_strictly, load_to_train
 
 from support import ROOT, try_tool
 
@@ -525,7 +525,7 @@ MISTAKES = {
     'resuming from weights alone': (
         write_weights('a.pth', 's12', depths=(1, 1, 1, 1)),
         (*TRAIN, '--resume', 'a.pth'),
-        'a.pth does not fit the config: missing keys in source state_dict: <...>. It takes what '
+        'a.pth does not fit the config: no backbone.<...>. It takes what '
         'tools/train.py wrote with the same config and classes',
     ),
     'evaluation of text in the place of a tensor': (
@@ -538,9 +538,8 @@ MISTAKES = {
     'evaluation of a backbone': (
         write_weights('a.pth', 's12'),
         TEST,
-        'a.pth does not fit the config: missing keys in source state_dict: '
-        'backbone.stem.conv.weight, <...>. It takes what tools/train.py wrote with the same '
-        'config and classes',
+        'a.pth does not fit the config: no backbone.stem.conv.weight; <...>. It takes what '
+        'tools/train.py wrote with the same config and classes',
     ),
     # of data
     'missing folder': (
@@ -827,10 +826,42 @@ def test_a_checkpoint_may_hold_more_than_the_model_but_not_less(tmp_path):
     load_strictly(MagicMock(model=model), file)
     assert model.weight.eq(1).all()
     torch.save({'state_dict': {'weight': torch.ones(3, 2)}}, file)
-    with pytest.raises(
-        ValueError, match='size mismatch for weight.*; missing keys in .*: bias. It'
-    ):
+    with pytest.raises(ValueError, match='size mismatch for weight.*; no bias. It takes'):
         load_strictly(MagicMock(model=model), file)
+
+
+class Detector(nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(2, 2), nn.Linear(2, classes)
+
+
+def test_a_training_starts_from_the_whole_backbone_of_a_checkpoint(tmp_path):
+    """The head may be of other classes."""
+    model, file = Detector(), str(tmp_path / 'a.pth')
+    runner = MagicMock(model=model, _resume=False)
+    state = Detector(3).state_dict()
+    torch.save({'state_dict': state}, file)
+    load_to_train(runner, file)
+    assert torch.equal(model.backbone.weight, state['backbone.weight'])
+    torch.save({k.removeprefix('backbone.'): v for k, v in state.items()}, file)
+    message = r'config: no backbone\.weight; no .*\.bias\. .* go into model\.backbone\.init_cfg'
+    with pytest.raises(ValueError, match=message):
+        load_to_train(runner, file)
+
+
+def test_a_training_resumes_from_a_state_and_not_from_weights(tmp_path, monkeypatch):
+    lines, file = [], str(tmp_path / 'a.pth')
+    monkeypatch.setattr('mmpatch.engine.tool.print_log', lambda text, **_: lines.append(text))
+    runner = MagicMock(model=Detector(), _resume=True)
+    state = {'state_dict': Detector().state_dict()}
+    torch.save({**state, 'meta': {'epoch': 1}}, file)
+    message = f'{file} holds weights, and no state to resume; .* --cfg-options load_from={file}$'
+    with pytest.raises(ValueError, match=message):
+        load_to_train(runner, file)
+    torch.save({**state, 'meta': {'iter': 1}, 'message_hub': {}}, file)
+    load_to_train(runner, file)
+    assert lines[-1].startswith(f'{file} has no state of the optimizer, which starts anew')
 
 
 def test_images_that_a_network_cannot_take():

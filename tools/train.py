@@ -13,8 +13,8 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmpatch.engine.errors import blame_config, report_errors
-from mmpatch.engine.storage import check_resumption
-from mmpatch.engine.tool import load_strictly, make_parser, read_config, set_precision
+from mmpatch.engine.storage import find_resumption
+from mmpatch.engine.tool import load_to_train, make_parser, read_config, set_precision
 
 
 @report_errors()
@@ -42,18 +42,18 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             sys.exit(f'error: {args.config} has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        args.resume = find_resumption(cfg)
+        cfg.resume = bool(args.resume)
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-        check_resumption(cfg)
+        cfg.resume, cfg.load_from = True, args.resume
     runner: Any = None
     where = args.config + (f', with load_from={cfg.load_from},' if cfg.get('load_from') else '')
     with blame_config(
         where, lambda: runner and runner.iter > getattr(runner, 'start', runner.iter)
     ):
         runner = Runner.from_cfg(cfg)
-        if cfg.get('resume'):
-            runner.load_checkpoint = partial(load_strictly, runner)
+        runner.load_checkpoint = partial(load_to_train, runner)
         runner.train()
 
 

@@ -15,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 from mmpatch.engine.classes import check_heads
 from mmpatch.engine.data import check_dataset
-from mmpatch.engine.storage import save_interrupted
+from mmpatch.engine.storage import check_ranks, save_interrupted
 from mmpatch.registry import HOOKS
 
 
@@ -25,6 +25,7 @@ class DataCheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the training set, and the validation set, which is needed later."""
+        check_ranks(runner)
         runner.start = runner.iter  # before which a failure is put down to the config
         self._check(runner, runner.train_dataloader.dataset)
         if runner.val_loop is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import zipfile
@@ -92,25 +93,27 @@ def is_whole(file: Path) -> bool:
     return True
 
 
-def check_resumption(cfg: Config) -> None:
+def find_resumption(cfg: Config) -> str | None:
     """Find what ``--resume`` without a path continues from: the last whole checkpoint.
 
-    That is the one that ``last_checkpoint`` names, also if the work dir was moved; else the newest.
-    Warns of damaged ones, and if there is none, so that a first run can start with it as well.
+    That is the one that ``last_checkpoint`` names, in the work dir if that was moved or copied;
+    else the newest. Warns of damaged ones, and if there is none, so that a first run can start
+    with ``--resume`` as well.
 
     Raises:
         FileNotFoundError: If none is whole, but ``last_checkpoint`` names one.
     """
     folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
-    if cfg.load_from is not None:
-        return
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     named = note.read_text().strip() if note.is_file() else ''
-    files = [p for k in ('epoch_*.pth', 'iter_*.pth', INTERRUPTED) for p in folder.glob(k)]
+    template, other = hook.get('filename_tmpl'), hook.get('out_dir')
+    names = [re.sub('{.*?}', '*', template)] if template else ['epoch_*.pth', 'iter_*.pth']
+    folders = [folder, *([Path(other, folder.resolve().name)] if other else [])]
+    files = [p for where in folders for k in (*names, INTERRUPTED) for p in where.glob(k)]
     files.sort(key=os.path.getmtime, reverse=True)
-    for file in dict.fromkeys([Path(named), folder / Path(named).name, *files]):
+    for file in dict.fromkeys([folder / Path(named).name, Path(named), *files]):
         if file.is_file() and is_whole(file):
-            cfg.load_from = str(file)
-            return
+            return str(file)
         if file.is_file():
             text = f'{file} is damaged, or was not written to its end; --resume leaves it out'
             print_log(text, logger='current', level=logging.WARNING)
@@ -122,6 +125,22 @@ def check_resumption(cfg: Config) -> None:
     text = f'--resume: {folder} has no checkpoint yet, so training starts from the beginning; '
     text += '--work-dir or --resume PATH name another one'
     print_log(text, logger='current', level=logging.WARNING)
+    return None
+
+
+def check_ranks(runner: Runner) -> None:
+    """Check that all ranks start from the same iteration.
+
+    Raises:
+        ValueError: If not, as the work dirs of several machines are not one.
+    """
+    starts = dist.all_gather_object(runner.iter)
+    if len(set(starts)) > 1:
+        raise ValueError(
+            f'the ranks resume from different iterations ({", ".join(map(str, starts))}): '
+            f'{runner.work_dir} must be the same folder on all machines; or name a copy of the '
+            'same file on each with --resume PATH'
+        )
 
 
 @contextmanager
