@@ -4,6 +4,7 @@ MMEngine imports this module, then the ``locations`` below, the first time that 
 ``type='mmpatch.X'``: no ``custom_imports`` is needed in mmdet, mmseg or any other host.
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -90,8 +91,11 @@ def _is_known(kind: str) -> bool:
     if not dot:
         return name.isidentifier()  # evaluated by hosts, for a kind of NMS
     for root in (registry.MODELS, registry.TASK_UTILS, registry.TRANSFORMS):
-        if scope in root.children:
-            root.children[scope].import_from_location()
-            if name in root.children[scope].module_dict:
-                return True
+        part = root.children.get(scope.split('.')[0], root)
+        part.import_from_location()
+        found = part.module_dict.get(name)
+        # a config that imports its classes is stored with their modules, which are not imported
+        is_class = found is not None and found is getattr(sys.modules.get(scope), name, None)
+        if is_class or (found and scope in root.children):
+            return True
     return False

@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 
 import mmpatch
+from mmpatch.backbones import PoolFormer
 from mmpatch.engine import check_model
 
 from support import pretrained
@@ -66,6 +67,14 @@ def test_levels_of_any_neck_are_compared_with_the_anchors(kind):
     neck['in_channels'] = [128, 320, 500]
     with pytest.raises(ValueError, match=r'neck\.in_channels=\[128, 320, 500\], but the backbone'):
         check_model({**model, 'neck': {**neck, 'num_outs': 5}}, 'mmdet')
+
+
+def test_a_backbone_given_as_a_class_is_checked():
+    model = load()
+    model.backbone.type = PoolFormer  # in a config that imports it
+    model.neck.num_outs = 4
+    with pytest.raises(ValueError, match=r'have strides \[8, 16, 32, 64\]'):
+        check_model(model, 'mmdet')
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.config.lazy import LazyObject
 from PIL import Image
 from torch import nn
 
@@ -21,6 +22,7 @@ from mmpatch.compat import stand_in
 from mmpatch.engine.build import build_model
 from mmpatch.engine.errors import report_errors
 from mmpatch.engine.tool import load_strictly, load_to_train
+from mmpatch.registry import MODELS
 
 from support import ROOT, try_tool
 
@@ -891,6 +893,12 @@ def test_only_mistakes_lose_their_traceback(monkeypatch):
         stand_in.psamask_forward()
     with pytest.raises(SystemExit, match="^error: .*'/proc/none/a'$"), report_errors():
         Path('/proc/none/a').write_text('')
+    missing = ConfigDict(type=LazyObject('torch.nn', 'NoSuchLayer', 'c.py, line 1'))
+    message = (
+        r"^error: type='NoSuchLayer' cannot be built .* Failed to import NoSuchLayer from torch"
+    )
+    with pytest.raises(SystemExit, match=message), report_errors():  # of a config that imports
+        MODELS.build(missing)
     monkeypatch.setenv('MMPATCH_TRACEBACK', '1')
     with pytest.raises(ValueError), report_errors():
         PoolFormer('s13')

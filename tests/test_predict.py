@@ -7,6 +7,7 @@ import signal
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ import mmpatch
 from mmpatch.engine.build import build_model
 from mmpatch.inference.predict import Predictor, list_files
 from mmpatch.inference.results import Shot, Writer
+from mmpatch.registry import check_types
 
 from support import ROOT, call_tool, relative_error, try_tool
 
@@ -555,6 +557,27 @@ MISTAKES = {
         r'overlap=0\.95 is not a share .* 0\.9',
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ('kind', 'is_known'),
+    [
+        ('mmpatch.PoolFormer', True),
+        ('mmpatch.backbones.PoolFormer', True),  # of a config that imports its classes
+        ('mmdet.models.RetinaNet', True),
+        ('mmpatch.backbones.Registry', False),
+        ('mmpatch.backbones.metaformer.partial', False),
+        ('torch.nn.PoolFormer', False),
+        ('nowhere.PoolFormer', False),
+    ],
+)
+def test_stored_configs_name_registered_classes(kind, is_known):
+    from mmdet.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)
+    context = nullcontext() if is_known else pytest.raises(ValueError, match='no known class')
+    with context:
+        check_types({'model': {'type': kind}}, 'a.pth')
 
 
 @pytest.mark.parametrize('name', MISTAKES)

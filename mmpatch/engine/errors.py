@@ -90,11 +90,13 @@ def describe_mistake(error: BaseException) -> str | None:
         missing = re.match(r'(\S+) is not in the \S+::(.+?) registry', text)
         return suggest_type(*missing.groups()) if missing else text
     built = [frame for frame in frames if frame.f_code.co_name == 'build_from_cfg']
-    if built and (kind := built[-1].f_locals['cfg'].get('type')):
+    cfg = built[-1].f_locals['cfg'] if built else None
+    # not cfg.get, which imports what a config of Python names, and may be what fails
+    if isinstance(cfg, dict) and (kind := dict.get(cfg, 'type')):
         return (
-            f'type={kind!r} cannot be built with its settings: {type(error).__name__}: {text}. '
-            'Correct them; if an inherited config brings one along, add _delete_=True to the dict '
-            f'that has the type. {VARIABLE}=1 shows where'
+            f'type={str(kind)!r} cannot be built with its settings: {type(error).__name__}: '
+            f'{text}. Correct them; if an inherited config brings one along, add _delete_=True to '
+            f'the dict that has the type. {VARIABLE}=1 shows where'
         )
     return None
 

@@ -32,7 +32,8 @@ def check_model(cfg: Any, scope: str | None = None) -> None:
             strides; the message names the settings.
     """
     backbone_cfg = cfg.get('backbone') or {}
-    if not str(backbone_cfg.get('type', '')).startswith('mmpatch.'):
+    kind = backbone_cfg.get('type', '')  # a name, or a class in a config that imports it
+    if not (kind if isinstance(kind, str) else kind.__module__).startswith('mmpatch.'):
         return
     _check_pixels(cfg)
     with torch.device('meta'), MODELS.switch_scope_and_registry(scope) as registry:

@@ -52,13 +52,13 @@ def load_inferencer(
         cfg = read_stored_config(content, source)
     name = cfg.filename or source
     host = import_host(cfg, name)
-    if config is None:
-        check_types([cfg.get('model'), cfg.get('test_dataloader')], source)
     override_settings(cfg, cfg_options or {})
     loader = cfg.get('test_dataloader') or {}
     data: Any = next(find_datasets(loader.get('dataset') or {}), {})
     if 'pipeline' not in data or 'model' not in cfg:
         raise ValueError(f'{name} has no model, or no test_dataloader.dataset.pipeline')
+    if config is None:
+        check_types([cfg.model, data.pipeline], source)
     model = _load_model(cfg, content, name, source)
     model.dataset_meta = _read_meta(content, data.get('metainfo') or {}, model, source)
     model.to(device).eval()
