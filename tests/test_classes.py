@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 import time
 from types import SimpleNamespace
 
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mmpatch
 from mmpatch.engine.build import build_model
 from mmpatch.engine.classes import check_dataset_types, check_heads
 from mmpatch.engine.coco import check_coco, check_layout
 from mmpatch.engine.data import check_annotation_files, check_dataset, check_paths
+from mmpatch.engine.errors import SampleError, describe_mistake
 
 pytestmark = pytest.mark.hosts
 NAMES = ('apple', 'box', 'cone')
@@ -51,12 +55,14 @@ def content(boxes=(BOX, BOX, BOX), names=NAMES, labels=(0, 1, 2), **changes):
     }
 
 
-def read(tmp_path, data, classes=NAMES, **settings):
+def read(tmp_path, data, classes=NAMES, orientation=1, **settings):
     """A dataset of mmdet that reads the file."""
     from mmdet.datasets import CocoDataset
 
     check_annotation_files('mmdet')
-    Image.new('RGB', (40, 30)).save(tmp_path / 'a.jpg')
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new('RGB', (40, 30)).save(tmp_path / 'a.jpg', exif=exif)
     (tmp_path / 'a.json').write_text(data if isinstance(data, str) else json.dumps(data))
     prefix = {'img': f'{tmp_path}/'}
     meta = {'classes': classes}
@@ -239,7 +245,7 @@ def test_pixels_of_classes_are_counted(tmp_path, warnings):
 
 def test_label_0_is_no_class_on_request(tmp_path, warnings):
     labels = rows_of(0, 1, 1, 2, 2, 3)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(SampleError) as caught:
         check_dataset(segmentation(tmp_path, [labels]))
     assert str(caught.value) == (
         f'{tmp_path}/0.png has the labels 3, but there are 3 classes: 0 to 2, and 255 for pixels '
@@ -268,6 +274,68 @@ def test_label_maps_that_cannot_train(tmp_path, labels, error):
 def test_fifty_maps_are_looked_at(tmp_path, warnings):
     check_dataset(segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)] * 60))
     assert '60 images; pixels of 50 label maps: apple 800' in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ('label', 'error'),
+    [
+        (rows_of(0, 1, 2, 9, 1, 2), r'^\S+/5\.png has the labels 9, but there are 3 classes'),
+        (Image.new('RGB', (8, 6)), r'^\S+/5\.png is a picture of mode RGB, not a label map'),
+        (Image.new('I;16', (8, 6)), r'^\S+/5\.png is a picture of mode I;16, not a label map'),
+    ],
+)
+@pytest.mark.parametrize('host', ['mmseg', None])
+def test_every_map_is_checked_when_it_is_read(tmp_path, label, error, host, monkeypatch):
+    """With a host's loop by iteration, workers start before the first fifty are looked at."""
+    if host:
+        monkeypatch.setattr(BaseDataset, '_serialize_data', BaseDataset._serialize_data)
+        check_annotation_files(host)
+    dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)] * 60)
+    if host is None:
+        check_dataset(dataset)
+    number = next(
+        i for i in range(60) if dataset.get_data_info(i)['seg_map_path'].endswith('/5.png')
+    )
+    (label if isinstance(label, Image.Image) else Image.fromarray(label)).save(tmp_path / '5.png')
+    loader = DataLoader(dataset, num_workers=1, sampler=[number])
+    with pytest.raises(SampleError) as caught:
+        next(iter(loader))
+    assert re.search(error, describe_mistake(caught.value))
+
+
+def test_boxes_that_do_not_turn_with_their_picture(tmp_path):
+    """Orientation 6 turns a picture of 40 x 30 pixels by 90 degrees."""
+    load = {'type': 'LoadImageFromFile'}
+    assert read(tmp_path, content(), pipeline=[load])[0]['img'].shape == (30, 40, 3)
+    dataset = read(tmp_path, content(), orientation=6, pipeline=[load])
+    message = r'a\.jpg has 30x40 pixels, but 40x30 in the annotations, .*color_ignore_orientation'
+    with pytest.raises(SampleError, match=message):
+        dataset[0]
+    load['color_type'] = 'color_ignore_orientation'
+    assert read(tmp_path, content(), orientation=6, pipeline=[load])[0]['img'].shape == (30, 40, 3)
+    image = {'id': 5, 'file_name': 'a.jpg', 'width': 80, 'height': 60}
+    dataset = read(tmp_path, content(images=[image]), pipeline=[load])
+    with pytest.raises(SampleError, match='has 40x30 pixels, but 80x60 in .* would be wrong$'):
+        dataset[0]
+
+
+@pytest.mark.parametrize('first', [0, 1, 'a'])
+def test_evaluation_counts_annotations_whatever_their_ids(tmp_path, first):
+    from mmdet.evaluation import CocoMetric
+
+    boxes = [BOX, [20, 3, 10, 8], [2, 15, 10, 8]]
+    data = content(boxes, labels=(0, 0, 0))
+    image = data['images'][0]['id'] = 'b' if first == 'a' else 5
+    for i, annotation in enumerate(data['annotations']):
+        number = f'a{i}' if first == 'a' else first + i
+        annotation.update(id=number, image_id=image, iscrowd=0)
+    dataset = read(tmp_path, data, pipeline=[])
+    metric = CocoMetric(str(tmp_path / 'a.json'))
+    metric.dataset_meta = dataset.metainfo
+    corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes])
+    found = {'bboxes': corners, 'scores': torch.ones(3), 'labels': torch.zeros(3, dtype=int)}
+    metric.process({}, [{'img_id': image, 'ori_shape': (30, 40), 'pred_instances': found}])
+    assert metric.evaluate(1)['coco/bbox_mAP'] == 1
 
 
 def settings_of(tmp_path, **dataset):

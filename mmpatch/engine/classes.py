@@ -14,9 +14,9 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch import nn
 
-from mmpatch.engine.errors import SampleError
+from mmpatch.engine.errors import MAX_NAMES, join_first
+from mmpatch.engine.samples import is_label_reader
 
-MAX_NAMES = 5
 #: Label maps that are read before the first iteration.
 MAX_MAPS = 50
 #: Words in the types of heads whose classes are not those of the data.
@@ -143,72 +143,31 @@ def report_objects(dataset: Any, counts: Counter[int]) -> None:
 
 
 def check_label_maps(dataset: Any) -> None:
-    """Check the numbers in some label maps of a dataset of mmseg, spread over all; count pixels.
+    """Read some label maps of a dataset of mmseg, spread over all, as in training; count pixels.
 
-    The maps are read as in training, ``reduce_zero_label`` and the mapping of classes included.
+    Args:
+        dataset: Whose pipeline was given to :func:`mmpatch.engine.samples.watch_samples`.
 
     Raises:
-        SampleError: If a map is no picture of one byte a pixel, or has another size than its image.
-        ValueError: If a number is no class, or no pixel of these maps belongs to one.
+        SampleError: If one cannot be used; see :class:`mmpatch.engine.samples.LabelReader`.
+        ValueError: If no pixel of these maps belongs to a class.
     """
-    steps = getattr(dataset.pipeline, 'transforms', ())
-    load: Any = next((step for step in steps if hasattr(step, 'reduce_zero_label')), None)
-    if not any(cls.__module__.startswith('mmseg.') for cls in type(load).__mro__):
-        return  # mmdet's label maps come with boxes
+    load: Any = next(filter(is_label_reader, getattr(dataset.pipeline, 'transforms', ())), None)
     classes = dataset.metainfo.get('classes')
-    if not classes:
+    if load is None or not classes:
         return
     total = np.zeros(256, np.int64)
     number = min(MAX_MAPS, len(dataset))
     for k in range(number):
         info = dataset.get_data_info(k * len(dataset) // number)
-        path = info['seg_map_path']
-        if load.imdecode_backend == 'pillow':
-            _check_picture(path, info['img_path'])
-        try:
-            labels = load.transform(info)['gt_seg_map']
-        except Exception as error:
-            raise SampleError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
-        seen = np.bincount(labels.ravel(), minlength=256)
-        wrong = [i for i in np.flatnonzero(seen) if i >= len(classes) and i != dataset.ignore_index]
-        if wrong:
-            shifted = wrong == [len(classes)] and not dataset.reduce_zero_label
-            hint = '. If label 0 is no class, set reduce_zero_label=True in the dataset'
-            raise ValueError(
-                f'{path} has the labels {join_first([str(i) for i in wrong])}, but there are '
-                f'{len(classes)} classes: 0 to {len(classes) - 1}, and {dataset.ignore_index} for '
-                f'pixels to ignore (reduce_zero_label={dataset.reduce_zero_label})'
-                f'{hint if shifted else ""}'
-            )
-        total += seen
+        folder = Path(info['seg_map_path']).parent
+        total += np.bincount(load(info)['gt_seg_map'].ravel(), minlength=256)
     counts = total[: len(classes)]
-    what = f'{type(dataset).__name__} ({Path(path).parent}): {len(dataset)} images'
+    what = f'{type(dataset).__name__} ({folder}): {len(dataset)} images'
     if not counts.sum():
         raise ValueError(f'{what}: {number} label maps were read, and no pixel belongs to a class')
     sample = f'; pixels of {number} label maps' if number < len(dataset) else ', pixels'
     _report(f'{what}{sample}', 'pixel', counts.tolist(), classes)
-
-
-def _check_picture(path: str, image_path: str) -> None:
-    """Check a label map by the headers of its file and of its image."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as label, Image.open(image_path) as image:
-            mode, size, image_size = label.mode, label.size, image.size
-            turned = image.getexif().get(0x0112, 1) >= 5  # orientation; readers turn such images
-    except Exception as error:  # of every format its own, and one for pictures that are too large
-        raise SampleError(f'{path} or {image_path} cannot be read: {error}') from error
-    if mode not in ('1', 'L', 'P'):
-        raise SampleError(
-            f'{path} is a picture of mode {mode}, not a label map: one byte a pixel, the number of '
-            'its class'
-        )
-    if size != (image_size[::-1] if turned else image_size):
-        raise SampleError(
-            f'{path} has {size[0]}x{size[1]} pixels, its image {image_path} has '
-            f'{image_size[0]}x{image_size[1]}'
-        )
 
 
 def _report(what: str, unit: str, counts: list[int], classes: Sequence[str]) -> None:
@@ -232,8 +191,3 @@ def find_datasets(dataset: Any) -> Iterator[Any]:
         return
     for part in inner if isinstance(inner, list | tuple) else [inner]:
         yield from find_datasets(part)
-
-
-def join_first(names: Sequence[str]) -> str:
-    """The first names, and dots if there are more."""
-    return ', '.join(names[:MAX_NAMES]) + (', ...' if len(names) > MAX_NAMES else '')

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from mmpatch.engine.classes import join_first, warn
+from mmpatch.engine.classes import warn
+from mmpatch.engine.errors import join_first
 
 ID, NUMBER, MAX_NUMBER = (int, float, str), (int, float), 1e12
 #: Keys that mmdet, and evaluation by pycocotools, read of every entry, and types of their values.
@@ -138,6 +139,17 @@ def check_layout(content: Any, file: str) -> None:
                 f'{file}: annotation {annotation["id"]} has bbox={annotation["bbox"]}, which is '
                 'not four finite numbers [x, y, width, height]'
             )
+
+
+def number_annotations(content: Any) -> None:
+    """Number annotations from 1, unless they have such ids.
+
+    pycocotools takes an annotation with id 0 for none when it evaluates, and fails on text.
+    """
+    annotations = content.get('annotations', ()) if isinstance(content, dict) else ()
+    if not all(isinstance(a.get('id'), int) and a['id'] > 0 for a in annotations):
+        for number, annotation in enumerate(annotations, 1):
+            annotation['id'] = number
 
 
 def _is_number(value: Any) -> bool:

@@ -9,17 +9,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
-from mmpatch.engine.classes import (
-    check_label_maps,
-    find_datasets,
-    join_first,
-    report_objects,
-    warn,
-)
-from mmpatch.engine.coco import check_coco, check_layout
-from mmpatch.engine.errors import SampleError
+from mmpatch.engine.classes import check_label_maps, find_datasets, report_objects, warn
+from mmpatch.engine.coco import check_coco, check_layout, number_annotations
+from mmpatch.engine.errors import join_first
+from mmpatch.engine.samples import PATH_KEYS, watch_samples
 
-PATH_KEYS = ('img_path', 'seg_map_path')
 DATA_SOURCES = {
     'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
     'ADE20KDataset': 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
@@ -109,7 +103,8 @@ def check_dataset(dataset: Any) -> None:
     for part in find_datasets(dataset):
         if not isinstance(part, BaseDataset) or getattr(part, 'backend_args', None):
             continue
-        if isinstance(part.pipeline, SampleNamingPipeline):
+        watch_samples(part)
+        if part.pipeline.is_checked:
             continue
         bad: list[str] = []
         labels: dict[str, set[str]] = {}  # names by folder
@@ -143,11 +138,11 @@ def check_dataset(dataset: Any) -> None:
             report_objects(part, objects)
         if labels and objects is None:
             check_label_maps(part)
-        part.pipeline = SampleNamingPipeline(part.pipeline)
+        part.pipeline.is_checked = True
 
 
 def check_annotation_files(host: str) -> None:
-    """Check annotation files of COCO's format while mmdet has them in memory; name empty datasets.
+    """Check annotation files of COCO's format while mmdet has them in memory, and every sample.
 
     Args:
         host: 'mmdet' or 'mmseg'.
@@ -157,6 +152,7 @@ def check_annotation_files(host: str) -> None:
         return
     from mmdet.datasets import CocoDataset
     from mmdet.datasets.api_wrappers import COCO
+    from mmdet.evaluation.metrics import coco_metric
 
     class CheckedCOCO(COCO):
         def __init__(self, annotation_file: str) -> None:
@@ -176,46 +172,25 @@ def check_annotation_files(host: str) -> None:
             check_coco(self, self.file, cat_names)  # mmdet calls this once, with its classes
             return super().get_cat_ids(cat_names, *args, **kwargs)
 
+    class NumberedCOCO(COCO):
+        def createIndex(self) -> None:  # noqa: N802
+            number_annotations(self.dataset)
+            super().createIndex()
+
     CocoDataset.COCOAPI = CheckedCOCO
+    coco_metric.COCO = NumberedCOCO
 
 
 def _serialize_some(self: Any, serialize: Any = BaseDataset._serialize_data) -> Any:
-    """MMEngine's ``_serialize_data``, which fails without a word on a dataset without images."""
+    """MMEngine's ``_serialize_data``, at the end of what a dataset reads, before it is used.
+
+    MMEngine's fails without a word on a dataset without images.
+    """
     if not self.data_list:
         where = self.ann_file or next(iter(self.data_prefix.values()), self.data_root)
         raise ValueError(
             f'{type(self).__name__} ({where}) has no image that can be used; its annotation file '
             'must list some with objects of its classes, no smaller than filter_cfg.min_size'
         )
+    watch_samples(self)  # loops by iteration start their workers before any hook
     return serialize(self)
-
-
-class SampleNamingPipeline:
-    """A pipeline whose errors say which sample they come from.
-
-    Args:
-        pipeline: Any callable on a dict of sample information.
-    """
-
-    def __init__(self, pipeline: Any) -> None:
-        self.pipeline = pipeline
-
-    def __call__(self, info: dict[str, Any]) -> Any:
-        """Run the pipeline on one sample.
-
-        Raises:
-            SampleError: If the pipeline fails; names the files of the sample.
-        """
-        paths = [str(info[key]) for key in PATH_KEYS if info.get(key)]
-        try:
-            return self.pipeline(info)
-        except Exception as error:
-            raise SampleError(
-                f'the data pipeline failed on {" with ".join(paths)}: '
-                f'{type(error).__name__}: {error}'
-            ) from error
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'pipeline':  # not set yet, when a worker unpickles this
-            raise AttributeError(name)
-        return getattr(self.pipeline, name)

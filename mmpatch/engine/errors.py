@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -14,6 +14,7 @@ from mmengine import registry
 from mmpatch.compat import ops
 
 VARIABLE = 'MMPATCH_TRACEBACK'
+MAX_NAMES = 5
 #: What a machine can run out of, by the text of the error, and what helps.
 SHORTAGES = {
     r'out of memory|DefaultCPUAllocator: |Unable to allocate': 'out of memory: lower '
@@ -28,6 +29,11 @@ SHORTAGES = {
 
 class SampleError(RuntimeError):
     """A sample that cannot be read. torch hands this on from the processes that load data."""
+
+
+def join_first(names: Sequence[str]) -> str:
+    """The first names, and dots if there are more."""
+    return ', '.join(names[:MAX_NAMES]) + (', ...' if len(names) > MAX_NAMES else '')
 
 
 @contextmanager
