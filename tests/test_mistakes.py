@@ -21,7 +21,7 @@ from mmpatch.backbones.base import Backbone
 from mmpatch.compat import stand_in
 from mmpatch.engine.build import build_model
 from mmpatch.engine.errors import report_errors
-from mmpatch.engine.tool import load_strictly, load_to_train
+from mmpatch.engine.storage import load_strictly, load_to_train
 from mmpatch.registry import MODELS
 
 from support import ROOT, try_tool
@@ -854,7 +854,7 @@ def test_a_training_starts_from_the_whole_backbone_of_a_checkpoint(tmp_path):
 
 def test_a_training_resumes_from_a_state_and_not_from_weights(tmp_path, monkeypatch):
     lines, file = [], str(tmp_path / 'a.pth')
-    monkeypatch.setattr('mmpatch.engine.tool.print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr('mmpatch.engine.storage.print_log', lambda text, **_: lines.append(text))
     runner = MagicMock(model=Detector(), _resume=True)
     state = {'state_dict': Detector().state_dict()}
     torch.save({**state, 'meta': {'epoch': 1}}, file)

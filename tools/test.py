@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmpatch.engine.errors import blame_config, report_errors
-from mmpatch.engine.tool import load_strictly, make_parser, read_config
+from mmpatch.engine.storage import load_strictly
+from mmpatch.engine.tool import make_parser, read_config
 
 
 def draw(cfg: Config, folder: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmpatch.engine.errors import blame_config, report_errors
-from mmpatch.engine.storage import find_resumption
-from mmpatch.engine.tool import load_to_train, make_parser, read_config, set_precision
+from mmpatch.engine.storage import find_resumption, load_to_train
+from mmpatch.engine.tool import make_parser, read_config, set_precision
 
 
 @report_errors()

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import logging
 import os
-import re
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -307,62 +306,3 @@ def set_precision(cfg: Config, is_mixed: bool) -> None:
             'the config asks for AmpOptimWrapper, which needs a GPU: add --amp to train in '
             'bfloat16, or --cfg-options optim_wrapper.type=OptimWrapper to train in float32'
         )
-
-
-def load_to_train(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
-    """Load what a training starts from: a whole state to resume, or at least every backbone weight.
-
-    Raises:
-        ValueError: If the file does not have that.
-    """
-    if not runner._resume:
-        return load_strictly(runner, filename, *args, part='backbone', **kwargs)
-    checkpoint = load_strictly(runner, filename, *args, **kwargs)
-    if 'iter' not in checkpoint.get('meta', ()) or 'message_hub' not in checkpoint:
-        raise ValueError(
-            f'{filename} holds weights, and no state to resume; start from them with '
-            f'--cfg-options load_from={filename}'
-        )
-    if 'optimizer' not in checkpoint:
-        text = f'{filename} has no state of the optimizer, which starts anew; save_optimizer=False?'
-        print_log(text, logger='current', level=logging.WARNING)
-    return checkpoint
-
-
-def load_strictly(runner: Runner, filename: str, *args: Any, part: str = '', **kwargs: Any) -> Any:
-    """Load a checkpoint as ``Runner.load_checkpoint`` does, but every tensor of the model.
-
-    Tensors of the file that the model does not have are left out, and MMEngine's warning lists
-    them: those of the neck, say, if an exported file takes its place.
-
-    Args:
-        runner: Whose model is loaded.
-        filename: What MMEngine loads.
-        part: The part of the model whose tensors must be there; all if empty.
-        *args: Of MMEngine.
-        **kwargs: Of MMEngine.
-
-    Raises:
-        ValueError: If one of these tensors is missing or has another shape.
-    """
-    try:
-        return Runner.load_checkpoint(runner, filename, *args, **{**kwargs, 'strict': True})
-    except RuntimeError as error:
-        start, _, lines = str(error).partition('\n')
-        if not start.startswith('The model and loaded state dict do not match'):
-            raise
-        reasons = []
-        for line in filter(None, lines.splitlines()):
-            kind, _, names = line.partition(' in source state_dict: ')
-            if kind == 'missing keys':
-                reasons += [f'no {name}' for name in names.split(', ')]
-            elif kind != 'unexpected key':
-                reasons.append(line)
-        if reasons := [line for line in reasons if re.search(rf'[ "]{part}', line)]:
-            what = textwrap.shorten('; '.join(reasons), 300, placeholder=' ...')
-            way = 'It takes what tools/train.py wrote with the same config and classes'
-            if part:
-                way = f'load_from takes a model with the same {part}. Weights of a {part} alone '
-                way += f"go into model.{part}.init_cfg=dict(type='Pretrained', checkpoint=...)"
-            raise ValueError(f'{filename} does not fit the config: {what}. {way}') from error
-        return Runner.load_checkpoint(runner, filename, *args, **kwargs)
