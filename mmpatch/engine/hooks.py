@@ -118,9 +118,10 @@ class CheckInvalidLossHook(Hook):
         ranks = dist.all_gather_object((found, stats[:1]))
         pairs = [pair for found, _ in ranks for pair in found if pair[0] or not is_loss]
         places = [' in '.join(filter(None, pair)) for pair in pairs]
-        first = f'iterations {runner.iter + 2 - len(seen)} to' if len(seen) > 1 else 'iteration'
+        what = 'loss' if is_loss else 'gradient'
+        span = f's {runner.iter + 2 - len(seen)} to' if len(seen) > 1 else ''
         text = (
-            f'the {"loss" if is_loss else "gradient"} is not finite at {first} {runner.iter + 1} '
+            f'the {what} is not finite at iteration{span} {runner.iter + 1} '
             f'(epoch {runner.epoch + 1}): {"; ".join(places)}. '
         )
         if stats := [name for rank in ranks for name in rank[1]]:

@@ -138,7 +138,7 @@ def make_handle_row(samples: list[Sample], run: str, what: str, warm: int) -> Ro
     """Row on the handles after the first steps, against the most that were open in those."""
     before, after = ([sample.handles for sample in part] for part in split(samples, warm))
     return Row(
-        f'{run} leaks no handles (files, pipes)',
+        f'no handles (files, pipes) are leaked by {run}',
         what,
         len(after),
         sum(number <= max(before) + PASSING for number in after),
