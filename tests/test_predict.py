@@ -240,7 +240,7 @@ def test_the_tool_names_bad_files_and_goes_on(trained, tmp_path, monkeypatch, ca
     for line, name in zip(lines[1:], ('cut.jpg', 'empty.bmp', 'text.png'), strict=False):
         assert line.startswith(f'{folder / name} cannot be read: ')
     assert lines[4].startswith(f'{folder / "thin.png"} cannot be predicted: ')
-    assert 'predictions of 6 pictures' in capsys.readouterr().out
+    assert 'predicted pictures: 6; ' in capsys.readouterr().out
     content = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert content['classes'] == list(CLASSES) and len(content['predictions']) == 10
     assert sum('error' in record for record in content['predictions']) == 4

@@ -56,7 +56,7 @@ def main() -> None:
         written = mmpatch.predict(*files, progress=True, **args)
     except KeyboardInterrupt:
         sys.exit(f'\ninterrupted; what was predicted is in {args["out"]}')  # below the progress
-    print(f'predictions of {written.count} pictures: {written.file}')
+    print(f'predicted pictures: {written.count}; the results are in {written.file}')
     if written.failed:
         sys.exit('\n'.join([f'{len(written.failed)} could not be predicted:', *written.failed]))
 

@@ -88,9 +88,10 @@ class ImageReader(Wrapper):
         """
         stated = info.get('height'), info.get('width')
         result = self.inner(info)
-        if None in stated or result is None or tuple(result['ori_shape']) == stated:
+        read = (result or {}).get('ori_shape')
+        if None in stated or read is None or tuple(read) == stated:
             return result
-        (height, width), path = result['ori_shape'], info['img_path']
+        (height, width), path = read, info['img_path']
         hint = ''
         if (width, height) == stated:
             hint = (
