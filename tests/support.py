@@ -1,6 +1,8 @@
 """Running the project's tools as a user would, and a server of files."""
 
 import http.server
+import importlib.machinery
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -8,10 +10,17 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 ROOT = Path(__file__).parents[1]
+MMCV = importlib.util.find_spec('mmcv')
+#: Where the ops of mmcv are, if they are compiled; what it has imported may be the stand-in.
+COMPILED_OPS = MMCV and importlib.machinery.PathFinder.find_spec(
+    'mmcv._ext', MMCV.submodule_search_locations
+)
+needs_stand_in = pytest.mark.skipif(bool(COMPILED_OPS), reason='compiled mmcv refuses this')
 SERVER = multiprocessing.get_context('forkserver')
 #: What the tools import.
 PRELOADED = ['mmpatch.backbones', 'mmpatch.deployment']

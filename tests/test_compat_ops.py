@@ -31,15 +31,10 @@ from mmcv.ops import (  # noqa: E402
     soft_nms,
 )
 
+from support import COMPILED_OPS, needs_stand_in  # noqa: E402
 
-def compiled_ops():
-    found = importlib.machinery.PathFinder.find_spec('mmcv._ext', mmcv.__path__)
-    return found and importlib.util.module_from_spec(found)
-
-
-EXT = compiled_ops()
+EXT = COMPILED_OPS and importlib.util.module_from_spec(COMPILED_OPS)
 needs_compiled = pytest.mark.skipif(EXT is None, reason='mmcv has no compiled ops')
-needs_stand_in = pytest.mark.skipif(EXT is not None, reason='compiled mmcv refuses this on a CPU')
 
 
 def boxes(count, size=100.0):

@@ -377,6 +377,8 @@ def test_messages_are_those_of_the_code():
     messages = re.findall(r'^### `(.+)`$', page, re.MULTILINE)
     folders = [ROOT / 'mmpatch', Path(find_spec('mmengine').origin).parent / 'config']
     strings = [text for folder in folders for text in list_strings(folder)]
+    # of Python, torch and mmcv
+    # of Python, torch and mmcv
     strings += ["No module named 'mmcv._ext'", 'CUDA out of memory']  # Python's, torch's
     for message in messages:
         parts = [part.strip() for part in message.split('…') if part.strip()]
