@@ -12,6 +12,8 @@ from typing import Any
 from mmengine import registry
 from torch import nn
 
+#: Of what a model and a pipeline are built.
+ROOTS = registry.MODELS, registry.TASK_UTILS, registry.TRANSFORMS, registry.WEIGHT_INITIALIZERS
 #: Makes a module of a given width, so that a block can be told what to mix or normalise with.
 Factory = Callable[[int], nn.Module]
 
@@ -59,9 +61,10 @@ def make_factory(spec: str | dict[str, Any] | Factory | None) -> Factory:
     if not isinstance(spec, dict) or 'type' not in spec:
         raise TypeError(f'expected a type name, a dict with `type`, or a callable, got {spec!r}')
     kwargs = {key: value for key, value in spec.items() if key not in ('type', '_scope_')}
-    cls = MODELS.get(spec['type']) if isinstance(spec['type'], str) else spec['type']
+    cls = spec['type']
+    if isinstance(cls, str):  # any other name would be imported, and called
+        cls = MODELS.get(cls) if is_known(cls) else None
     if cls is None:
-        MODELS.import_from_location()
         raise KeyError(
             f'{spec["type"]!r} is not registered; mmpatch has {sorted(MODELS.module_dict)}'
         )
@@ -78,7 +81,7 @@ def check_types(value: Any, source: str) -> None:
     """
     if isinstance(value, dict):
         kind = value.get('type')
-        if isinstance(kind, str) and not _is_known(kind):
+        if isinstance(kind, str) and not is_known(kind):
             why = f'type={kind!r}, no known class; only a config file (.py) may name others'
             raise ValueError(f'the config in {source} has {why}')
         value = list(value.values())
@@ -86,16 +89,20 @@ def check_types(value: Any, source: str) -> None:
         check_types(item, source)
 
 
-def _is_known(kind: str) -> bool:
+def is_known(kind: str) -> bool:
+    """Whether a name is registered, with or without its scope, or is an op of mmcv.
+
+    A class that a config imports is stored with its module: ``mmdet.models.RetinaNet``.
+    """
     scope, dot, name = kind.rpartition('.')
-    if not dot:
-        return name.isidentifier()  # evaluated by hosts, for a kind of NMS
-    for root in (registry.MODELS, registry.TASK_UTILS, registry.TRANSFORMS):
-        part = root.children.get(scope.split('.')[0], root)
-        part.import_from_location()
-        found = part.module_dict.get(name)
-        # a config that imports its classes is stored with their modules, which are not imported
-        is_class = found is not None and found is getattr(sys.modules.get(scope), name, None)
-        if is_class or (found and scope in root.children):
-            return True
+    if not dot and hasattr(sys.modules.get('mmcv.ops'), name):
+        return True  # hosts look up a kind of NMS or RoIAlign there
+    for root in ROOTS:
+        child = root.children.get(scope.split('.')[0])
+        for part in [child or root] if dot else [root, *root.children.values()]:
+            part.import_from_location()
+            found = part.module_dict.get(name)
+            is_class = found is not None and found is getattr(sys.modules.get(scope), name, None)
+            if is_class or (found and (not dot or scope in root.children)):
+                return True
     return False

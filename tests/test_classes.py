@@ -5,24 +5,24 @@ import logging
 import random
 import re
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 
 import mmpatch
 from mmpatch.engine.build import build_model
 from mmpatch.engine.classes import check_dataset_types, check_heads
 from mmpatch.engine.coco import check_coco, check_layout
-from mmpatch.engine.data import check_annotation_files, check_dataset, check_paths
+from mmpatch.engine.data import build_dataloader, check_annotation_files, check_dataset, check_paths
 from mmpatch.engine.errors import SampleError, describe_mistake
+from mmpatch.engine.samples import watch_samples
 
 pytestmark = pytest.mark.hosts
 NAMES = ('apple', 'box', 'cone')
@@ -226,8 +226,7 @@ def segmentation(tmp_path, maps, classes=NAMES, size=(8, 6), **settings):
     return BaseSegDataset(
         metainfo={'classes': classes},
         data_prefix={'img_path': str(tmp_path), 'seg_map_path': str(tmp_path)},
-        pipeline=[{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}],
-        **settings,
+        **{'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}], **settings},
     )
 
 
@@ -284,22 +283,23 @@ def test_fifty_maps_are_looked_at(tmp_path, warnings):
         (Image.new('I;16', (8, 6)), r'^\S+/5\.png is a picture of mode I;16, not a label map'),
     ],
 )
-@pytest.mark.parametrize('host', ['mmseg', None])
-def test_every_map_is_checked_when_it_is_read(tmp_path, label, error, host, monkeypatch):
+@pytest.mark.parametrize('settings', [{}, {'serialize_data': False}])
+def test_every_map_is_checked_when_it_is_read(tmp_path, label, error, settings):
     """With a host's loop by iteration, workers start before the first fifty are looked at."""
-    if host:
-        monkeypatch.setattr(BaseDataset, '_serialize_data', BaseDataset._serialize_data)
-        check_annotation_files(host)
-    dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)] * 60)
-    if host is None:
-        check_dataset(dataset)
-    number = next(
-        i for i in range(60) if dataset.get_data_info(i)['seg_map_path'].endswith('/5.png')
-    )
+    dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)] * 60, **settings)
     (label if isinstance(label, Image.Image) else Image.fromarray(label)).save(tmp_path / '5.png')
-    loader = DataLoader(dataset, num_workers=1, sampler=[number])
+    sampler = {'type': 'DefaultSampler', 'shuffle': False}
+    loader = build_dataloader(
+        {
+            'dataset': dataset,
+            'sampler': sampler,
+            'batch_size': 1,
+            'num_workers': 1,
+            'collate_fn': {'type': 'pseudo_collate'},
+        }
+    )
     with pytest.raises(SampleError) as caught:
-        next(iter(loader))
+        list(loader)
     assert re.search(error, describe_mistake(caught.value))
 
 
@@ -308,14 +308,44 @@ def test_boxes_that_do_not_turn_with_their_picture(tmp_path):
     load = {'type': 'LoadImageFromFile'}
     assert read(tmp_path, content(), pipeline=[load])[0]['img'].shape == (30, 40, 3)
     dataset = read(tmp_path, content(), orientation=6, pipeline=[load])
+    watch_samples(dataset)
     message = r'a\.jpg has 30x40 pixels, but 40x30 in the annotations, .*color_ignore_orientation'
     with pytest.raises(SampleError, match=message):
         dataset[0]
     load['color_type'] = 'color_ignore_orientation'
-    assert read(tmp_path, content(), orientation=6, pipeline=[load])[0]['img'].shape == (30, 40, 3)
-    image = {'id': 5, 'file_name': 'a.jpg', 'width': 80, 'height': 60}
-    dataset = read(tmp_path, content(images=[image]), pipeline=[load])
-    with pytest.raises(SampleError, match='has 40x30 pixels, but 80x60 in .* would be wrong$'):
+    dataset = read(tmp_path, content(), orientation=6, pipeline=[load])
+    watch_samples(dataset)
+    assert dataset[0]['img'].shape == (30, 40, 3)
+    for width, height in ((80, 60), (30, 40)):
+        image = {'id': 5, 'file_name': 'a.jpg', 'width': width, 'height': height}
+        dataset = read(tmp_path, content([], labels=[], images=[image]), pipeline=[load])
+        watch_samples(dataset)
+        message = f'has 40x30 pixels, but {width}x{height} in .* would be wrong$'
+        with pytest.raises(SampleError, match=message):
+            dataset[0]
+
+
+@pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
+def test_label_maps_have_the_size_of_the_picture_that_is_read(tmp_path, color_type):
+    load = {'type': 'LoadImageFromFile', 'color_type': color_type}
+    steps = [load, {'type': 'LoadAnnotations'}]
+    dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], pipeline=steps)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (8, 6)).save(tmp_path / '0.jpg', exif=exif)
+    is_turned = color_type == 'color'
+    check_dataset(dataset)  # does not read the picture
+    with pytest.raises(SampleError, match='8x6 .* has 6x8') if is_turned else nullcontext():
+        dataset[0]
+
+
+def test_steps_inside_others_are_checked(tmp_path):
+    flips = [[{'type': 'RandomFlip', 'prob': 0.0}]]
+    load = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}]
+    augment = {'type': 'TestTimeAug', 'transforms': [*([step] for step in load), *flips]}
+    dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 9, 1, 2)], pipeline=[augment])
+    watch_samples(dataset)
+    with pytest.raises(SampleError, match='has the labels 9'):
         dataset[0]
 
 

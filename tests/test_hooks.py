@@ -153,6 +153,14 @@ def test_steps_of_accumulated_gradients_are_counted(tmp_path, monkeypatch):
         train(tmp_path, Spoiling({5, 8}), accumulate=2, patience=1)
 
 
+@pytest.mark.parametrize('patience', [0, 9])
+def test_no_checkpoint_is_saved_of_statistics_that_an_accumulation_spoils(tmp_path, patience):
+    """The first epoch ends at iteration 4, in the middle of eight."""
+    with pytest.raises(FloatingPointError, match=r'iterations 1 to 3 .*spoiled norm\.running'):
+        train(tmp_path, Spoiling({3}, 'norm'), accumulate=8, patience=patience)
+    assert not list_checkpoints(tmp_path)
+
+
 def test_batch_norms_that_are_spoiled_stop_training(tmp_path):
     with pytest.raises(FloatingPointError, match=r'It spoiled norm\.running_mean, too\. Training'):
         train(tmp_path, Spoiling({6}, 'norm'), patience=-1)

@@ -855,7 +855,7 @@ def test_a_training_starts_from_the_whole_backbone_of_a_checkpoint(tmp_path):
 def test_a_training_resumes_from_a_state_and_not_from_weights(tmp_path, monkeypatch):
     lines, file = [], str(tmp_path / 'a.pth')
     monkeypatch.setattr('mmpatch.engine.storage.print_log', lambda text, **_: lines.append(text))
-    runner = MagicMock(model=Detector(), _resume=True)
+    runner = MagicMock(model=Detector(), _resume=True, param_schedulers=[])
     state = {'state_dict': Detector().state_dict()}
     torch.save({**state, 'meta': {'epoch': 1}}, file)
     message = f'{file} holds weights, and no state to resume; .* --cfg-options load_from={file}$'
@@ -864,6 +864,9 @@ def test_a_training_resumes_from_a_state_and_not_from_weights(tmp_path, monkeypa
     torch.save({**state, 'meta': {'iter': 1}, 'message_hub': {}}, file)
     load_to_train(runner, file)
     assert lines[-1].startswith(f'{file} has no state of the optimizer, which starts anew')
+    runner.param_schedulers = [{'type': 'LinearLR'}]
+    with pytest.raises(ValueError, match=f'^{file} has no state of the schedule .*would be wrong'):
+        load_to_train(runner, file)
 
 
 def test_images_that_a_network_cannot_take():

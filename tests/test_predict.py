@@ -19,6 +19,7 @@ from torch import nn
 
 import mmpatch
 from mmpatch.engine.build import build_model
+from mmpatch.engine.tool import import_host
 from mmpatch.inference.predict import Predictor, list_files
 from mmpatch.inference.results import Shot, Writer
 from mmpatch.registry import check_types
@@ -468,6 +469,9 @@ def wrong(trained, tmp_path_factory):
         'code': {'cfg': f'x = open({str(folder / "ran")!r}, "w")'},
         'import': {'cfg': f'import os\n{meta["cfg"]}'},
         'call': {'cfg': meta['cfg'].replace("'mmpatch.PoolFormer'", "'os.system'")},
+        'norm': {
+            'cfg': meta['cfg'].replace("type='mmpatch.P", "norm_cfg='os.system', type='mmpatch.P")
+        },
         'other_host': {
             'cfg': meta['cfg'].replace("default_scope = 'mmdet'", "default_scope = 'b'")
         },
@@ -512,6 +516,7 @@ MISTAKES = {
     'code': ('code.pth', 'photo.png', r'the config in .*code\.pth is not plain values .*'),
     'import': ('import.pth', 'photo.png', r'the config in .*import\.pth is not plain values .*'),
     'call': ('call.pth', 'photo.png', r"the config in .* has type='os\.system', no known class.*"),
+    'call by a name': ('norm.pth', 'photo.png', r"'os\.system' is not registered.*"),
     'no host': ('other_host.pth', 'photo.png', r".*default_scope='b' must name a host, .*"),
     'lacking': ('lacking.pth', 'photo.png', r'.*does not fit .*lacks: bbox_head\.retina_reg\.bias'),
     'shape': (
@@ -569,12 +574,14 @@ MISTAKES = {
         ('mmpatch.backbones.metaformer.partial', False),
         ('torch.nn.PoolFormer', False),
         ('nowhere.PoolFormer', False),
+        ('RetinaNet', True),
+        ('nms', True),  # an op
+        ('Pretrained', True),
+        ('this', False),  # a module
     ],
 )
 def test_stored_configs_name_registered_classes(kind, is_known):
-    from mmdet.utils import register_all_modules
-
-    register_all_modules(init_default_scope=False)
+    import_host(Config({'default_scope': 'mmdet'}), 'a.pth')
     context = nullcontext() if is_known else pytest.raises(ValueError, match='no known class')
     with context:
         check_types({'model': {'type': kind}}, 'a.pth')

@@ -9,6 +9,7 @@ from functools import partial
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmpatch.engine.data import build_dataloader
 from mmpatch.engine.errors import blame_config, report_errors
 from mmpatch.engine.storage import load_strictly
 from mmpatch.engine.tool import make_parser, read_config
@@ -52,6 +53,7 @@ def main() -> None:
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.load_checkpoint = partial(load_strictly, runner)
+    runner.build_dataloader = build_dataloader
     runner.test()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
+from mmpatch.engine.data import build_dataloader
 from mmpatch.engine.errors import blame_config, report_errors
 from mmpatch.engine.storage import find_resumption, load_to_train
 from mmpatch.engine.tool import make_parser, read_config, set_precision
@@ -54,6 +55,7 @@ def main() -> None:
     ):
         runner = Runner.from_cfg(cfg)
         runner.load_checkpoint = partial(load_to_train, runner)
+        runner.build_dataloader = build_dataloader
         runner.train()
 
 

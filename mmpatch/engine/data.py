@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.runner import Runner
 
 from mmpatch.engine.classes import check_label_maps, find_datasets, report_objects, warn
 from mmpatch.engine.coco import check_coco, check_layout, number_annotations
@@ -141,8 +142,20 @@ def check_dataset(dataset: Any) -> None:
         part.pipeline.is_checked = True
 
 
+def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+    """``Runner.build_dataloader``, which has samples checked before workers start.
+
+    Loops by iteration start theirs before the first hook.
+    """
+    loader = Runner.build_dataloader(*args, **kwargs)
+    for part in find_datasets(loader.dataset):
+        if isinstance(part, BaseDataset):
+            watch_samples(part)
+    return loader
+
+
 def check_annotation_files(host: str) -> None:
-    """Check annotation files of COCO's format while mmdet has them in memory, and every sample.
+    """Check annotation files of COCO's format while mmdet has them in memory; name empty datasets.
 
     Args:
         host: 'mmdet' or 'mmseg'.
@@ -182,15 +195,11 @@ def check_annotation_files(host: str) -> None:
 
 
 def _serialize_some(self: Any, serialize: Any = BaseDataset._serialize_data) -> Any:
-    """MMEngine's ``_serialize_data``, at the end of what a dataset reads, before it is used.
-
-    MMEngine's fails without a word on a dataset without images.
-    """
+    """MMEngine's ``_serialize_data``, which fails without a word on a dataset without images."""
     if not self.data_list:
         where = self.ann_file or next(iter(self.data_prefix.values()), self.data_root)
         raise ValueError(
             f'{type(self).__name__} ({where}) has no image that can be used; its annotation file '
             'must list some with objects of its classes, no smaller than filter_cfg.min_size'
         )
-    watch_samples(self)  # loops by iteration start their workers before any hook
     return serialize(self)

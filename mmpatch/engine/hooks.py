@@ -92,7 +92,7 @@ class CheckInvalidLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Check the iterations that make up a step, after the last of them.
+        """Check an iteration, and the step that it ends.
 
         Raises:
             FloatingPointError: If a loss or the gradient is not finite on any rank, more than
@@ -101,21 +101,23 @@ class CheckInvalidLossHook(Hook):
         named = {k: torch.as_tensor(v).detach() for k, v in (outputs or {}).items() if 'loss' in k}
         samples = data_batch.get('data_samples', []) if isinstance(data_batch, dict) else []
         self.seen += [(named, ', '.join(s.img_path for s in samples if hasattr(s, 'img_path')))]
-        if not runner.optim_wrapper.should_update():
-            return
         is_loss = _is_any_rank(any(map(_is_spoiled, self.losses)))
-        is_left_out, self.is_left_out = self.is_left_out, False
-        seen, self.seen, self.losses = self.seen, [], []
+        is_step = runner.optim_wrapper.should_update()
+        is_left_out, seen = self.is_left_out, self.seen
+        if is_step:
+            self.is_left_out, self.seen, self.losses = False, [], []
         if not is_loss and not is_left_out:
-            self.in_row = 0
+            self.in_row = 0 if is_step else self.in_row
             return
-        self.in_row, self.total = self.in_row + 1, self.total + 1
         found = [
             (', '.join(f'{k}={v.item()}' for k, v in named.items() if _is_spoiled(v)), files)
             for named, files in seen
         ]
         stats = [k for k, v in runner.model.named_buffers() if 'running_' in k and _is_spoiled(v)]
         ranks = dist.all_gather_object((found, stats[:1]))
+        if not is_step and self.patience and not any(stats for _, stats in ranks):
+            return  # no optimizer has seen it yet
+        self.in_row, self.total = self.in_row + 1, self.total + 1
         pairs = [pair for found, _ in ranks for pair in found if pair[0] or not is_loss]
         places = [' in '.join(filter(None, pair)) for pair in pairs]
         what = 'loss' if is_loss else 'gradient'

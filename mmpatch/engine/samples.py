@@ -1,5 +1,7 @@
 """Pipelines that check what they read of every sample, and name the sample that they fail on."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,22 @@ def watch_samples(dataset: Any) -> None:
     """
     if isinstance(dataset.pipeline, SampleNamingPipeline):
         return
-    steps = getattr(dataset.pipeline, 'transforms', [])
-    for i, step in enumerate(steps):
-        if hasattr(step, 'color_type'):  # LoadImageFromFile
-            steps[i] = ImageReader(step)
-        elif is_label_reader(step) and dataset.metainfo.get('classes'):
-            steps[i] = LabelReader(step, dataset)
-    dataset.pipeline = SampleNamingPipeline(dataset.pipeline)
+    dataset.pipeline = SampleNamingPipeline(_watch_steps(dataset.pipeline, dataset))
+
+
+def _watch_steps(step: Any, dataset: Any) -> Any:
+    """Wrap a step that reads files, or those inside a step that holds others."""
+    if hasattr(step, 'color_type'):  # LoadImageFromFile
+        return ImageReader(step)
+    if is_label_reader(step) and dataset.metainfo.get('classes'):
+        return LabelReader(step, dataset)
+    for name in ('transforms', 'subroutines'):  # the second of test-time augmentation
+        inner = getattr(step, name, None)
+        if isinstance(inner, list):
+            inner[:] = [_watch_steps(part, dataset) for part in inner]
+        elif inner is not None:
+            setattr(step, name, _watch_steps(inner, dataset))
+    return step
 
 
 def is_label_reader(step: Any) -> bool:
@@ -93,7 +104,7 @@ class ImageReader(Wrapper):
             return result
         (height, width), path = read, info['img_path']
         hint = ''
-        if (width, height) == stated:
+        if (width, height) == stated and os.path.isfile(path) and _is_turned(path):
             hint = (
                 '. The orientation in its EXIF data turns it: if the boxes are those of the '
                 "stored picture, set color_type='color_ignore_orientation' in LoadImageFromFile"
@@ -124,8 +135,9 @@ class LabelReader(Wrapper):
                 or a number in it is no class.
         """
         path, count, is_reduced = info['seg_map_path'], self.count, info['reduce_zero_label']
+        shape = info.get('ori_shape')  # of the picture, if it has been read
         if self.imdecode_backend == 'pillow' and not self.backend_args:
-            _check_headers(path, info['img_path'])
+            _check_headers(path, info['img_path'], shape and shape[::-1])
         try:
             result = self.inner(info)
         except Exception as error:
@@ -142,21 +154,33 @@ class LabelReader(Wrapper):
         return result
 
 
-def _check_headers(path: str, image_path: str) -> None:
-    """Check a label map by the headers of its file and of its image."""
-    try:
-        with Image.open(path) as label, Image.open(image_path) as image:
-            mode, size, image_size = label.mode, label.size, image.size
-            turned = image.getexif().get(0x0112, 1) >= 5  # orientation; readers turn such images
-    except Exception as error:  # of every format its own, and one for pictures that are too large
-        raise SampleError(f'{path} or {image_path} cannot be read: {error}') from error
+def _check_headers(path: str, image_path: str, size: Sequence[int] | None) -> None:
+    """Check a label map by its header, against the size (W, H) of its picture or that's header."""
+    mode, own = _read_header(path)
     if mode not in ('1', 'L', 'P'):
         raise SampleError(
             f'{path} is a picture of mode {mode}, not a label map: one byte a pixel, the number of '
             'its class'
         )
-    if size != (image_size[::-1] if turned else image_size):
+    if size is None:  # which color_type decides
+        size = _read_header(image_path)[1]
+        size = own if own == size[::-1] and _is_turned(image_path) else size
+    if own != tuple(size):
         raise SampleError(
-            f'{path} has {size[0]}x{size[1]} pixels, its image {image_path} has '
-            f'{image_size[0]}x{image_size[1]}'
+            f'{path} has {own[0]}x{own[1]} pixels, its image {image_path} has {size[0]}x{size[1]}'
         )
+
+
+def _read_header(path: str) -> tuple[str, tuple[int, int]]:
+    """Mode and size (W, H) of a picture as it is stored."""
+    try:
+        with Image.open(path) as image:
+            return image.mode, image.size
+    except Exception as error:  # of every format its own, and one for pictures that are too large
+        raise SampleError(f'{path} cannot be read: {error}') from error
+
+
+def _is_turned(path: str) -> bool:
+    """Whether the orientation in its EXIF data swaps width and height; a PNG is decoded for it."""
+    with Image.open(path) as image:
+        return image.getexif().get(0x0112, 1) >= 5

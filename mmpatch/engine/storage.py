@@ -97,9 +97,9 @@ def is_whole(file: Path) -> bool:
 def find_resumption(cfg: Config) -> str | None:
     """Find what ``--resume`` without a path continues from: the last whole checkpoint.
 
-    That is the one that ``last_checkpoint`` names, in the work dir if that was moved or copied;
-    else the newest. Warns of damaged ones, and if there is none, so that a first run can start
-    with ``--resume`` as well.
+    That is the one that ``last_checkpoint`` names, looked up in the work dir, which may have been
+    moved or copied; else the newest there. Warns of damaged ones, and if there is none, so that a
+    first run can start with ``--resume`` as well.
 
     Raises:
         FileNotFoundError: If none is whole, but ``last_checkpoint`` names one.
@@ -112,7 +112,7 @@ def find_resumption(cfg: Config) -> str | None:
     folders = [folder, *([Path(other, folder.resolve().name)] if other else [])]
     files = [p for where in folders for k in (*names, INTERRUPTED) for p in where.glob(k)]
     files.sort(key=os.path.getmtime, reverse=True)
-    for file in dict.fromkeys([folder / Path(named).name, Path(named), *files]):
+    for file in dict.fromkeys([*(where / Path(named).name for where in folders), *files]):
         if file.is_file() and is_whole(file):
             return str(file)
         if file.is_file():
@@ -157,6 +157,12 @@ def load_to_train(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> A
         raise ValueError(
             f'{filename} holds weights, and no state to resume; start from them with '
             f'--cfg-options load_from={filename}'
+        )
+    if 'param_schedulers' not in checkpoint and runner.param_schedulers:
+        raise ValueError(
+            f'{filename} has no state of the schedule (save_param_scheduler=False?), so that '
+            'learning rates would be wrong; start from its weights with --cfg-options '
+            f'load_from={filename}'
         )
     if 'optimizer' not in checkpoint:
         text = f'{filename} has no state of the optimizer, which starts anew; save_optimizer=False?'

@@ -241,7 +241,7 @@ def import_host(cfg: Config, source: str) -> str:
     if host not in list(HOSTS):  # a list cannot be looked up in a dict
         raise ValueError(f'{source}: default_scope={host!r} must name a host, of {tuple(HOSTS)}')
     try:
-        importlib.import_module(host)
+        importlib.import_module(f'{host}.registry')
     except ImportError as error:
         raise ImportError(f'{host}: {error}; pip install mmpatch[{HOSTS[host]}]') from error
     return host
