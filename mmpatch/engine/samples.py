@@ -36,8 +36,8 @@ def _watch_steps(step: Any, dataset: Any) -> Any:
         inner = getattr(step, name, None)
         if isinstance(inner, list):
             inner[:] = [_watch_steps(part, dataset) for part in inner]
-        elif inner is not None:
-            setattr(step, name, _watch_steps(inner, dataset))
+        elif hasattr(inner, name):  # a pipeline
+            _watch_steps(inner, dataset)
     return step
 
 
