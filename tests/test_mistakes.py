@@ -630,8 +630,8 @@ MISTAKES = {
     'label map that is too large': (
         write('own/labels/ADE_train_00000001.png', HUGE),
         SEGMENT,
-        'own/labels/ADE_train_00000001.png or own/scenes/ADE_train_00000001.jpg cannot be read: '
-        'Image size (4294967296 pixels) exceeds limit of <...>',
+        'own/labels/ADE_train_00000001.png cannot be read: Image size (4294967296 pixels) exceeds '
+        'limit of <...>',
     ),
     'missing picture': (
         remove('own/pictures/train000000000003.jpg'),
