@@ -155,7 +155,13 @@ class LabelReader(Wrapper):
 
 
 def _check_headers(path: str, image_path: str, size: Sequence[int] | None) -> None:
-    """Check a label map by its header, against the size (W, H) of its picture or that's header."""
+    """Check the header of a label map.
+
+    Args:
+        path: Of the map.
+        image_path: Of its picture.
+        size: (W, H) of the picture as it was read; None looks into its header.
+    """
     mode, own = _read_header(path)
     if mode not in ('1', 'L', 'P'):
         raise SampleError(

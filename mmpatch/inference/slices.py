@@ -103,8 +103,9 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
     for label in labels.unique():
         # One class at a time: the shift that keeps classes apart costs digits of the coordinates.
         found = (labels == label).nonzero()[:, 0]
-        # compiled NMS of mmcv takes float32 alone
-        some, same = boxes[found].float(), torch.zeros_like(found)
-        keep.append(found[batched_nms(some, scores[found].float(), same, settings)[1]])
+        same = torch.zeros_like(found)
+        # mmcv's compiled NMS takes float32 alone
+        inside = batched_nms(boxes[found].float(), scores[found].float(), same, settings)[1]
+        keep.append(found[inside])
     kept = torch.cat(keep)
     return kept[scores[kept].argsort(descending=True, stable=True)]
