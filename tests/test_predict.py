@@ -488,7 +488,8 @@ def wrong(trained, tmp_path_factory):
 
 
 def test_a_host_that_is_not_installed(trained, wrong, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'mmseg', None)
+    for module in ('mmseg', 'mmseg.registry'):  # another test may have imported the second
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'^mmseg: .*; pip install mmpatch\[seg\]$'):
         mmpatch.predict(None, trained['segmentor'], wrong / 'photo.png')
 
