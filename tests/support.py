@@ -47,6 +47,27 @@ def make_detector_data(with_mask):
     return demo_mm_inputs(2, shapes, num_items=[3, 1], num_classes=80, with_mask=with_mask)
 
 
+def run_on_two_ranks(task, folder):
+    """What ``task(rank)`` returns in two processes that are joined over gloo, by rank."""
+
+    def run(rank):
+        torch.distributed.init_process_group(
+            'gloo', f'file://{folder}/store', rank=rank, world_size=2
+        )
+        queue.put((rank, task(rank)))
+        torch.distributed.destroy_process_group()
+
+    context = multiprocessing.get_context('fork')
+    queue = context.Queue()
+    ranks = [context.Process(target=run, args=(rank,)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    results = dict(queue.get(timeout=60) for _ in ranks)
+    for process in ranks:
+        process.join()
+    return results[0], results[1]
+
+
 def pretrained(path, **kwargs):
     """What a config says to load a file."""
     return {'type': 'Pretrained', 'checkpoint': str(path), **kwargs}

@@ -23,7 +23,7 @@ import mmpatch  # noqa: F401
 from mmpatch.checkpoint.load import read_checkpoint
 from mmpatch.compat.safe_load import download
 
-from support import FileServer
+from support import FileServer, run_on_two_ranks
 
 
 def load(path):
@@ -205,28 +205,20 @@ def test_only_https_is_downloaded(tmp_path):
             download(f'{server.url}/a.pth', str(tmp_path))
 
 
-def fetch(rank, folder, url):
-    """A rank of two."""
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2
-    )
-
-    try:
-        download(f'{url}/net.pth', str(folder / 'hub')).read_bytes()
-    except OSError as error:
-        (folder / f'error-{rank}').write_text(str(error))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.process
 @pytest.mark.parametrize('working', [True, False])
 def test_one_rank_downloads_and_the_others_wait(tmp_path, working):
+    def fetch(rank):
+        try:
+            return download(f'{url}/net.pth', str(tmp_path / 'hub')).read_text()
+        except OSError as error:
+            return str(error)
+
     with FileServer(b'x') as server:
         url = server.url if working else 'http://127.0.0.1:9'
-        torch.multiprocessing.start_processes(fetch, (tmp_path, url), 2, start_method='fork')
+        results = run_on_two_ranks(fetch, tmp_path)
     assert len(server.asked) == working
-    errors = [path.read_text() for path in sorted(tmp_path.glob('error-*'))]
-    assert len(errors) == (0 if working else 2) and all('net.pth' in error for error in errors)
+    assert all(text == 'x' if working else 'net.pth' in text for text in results)
 
 
 def test_missing_files_are_named(tmp_path):

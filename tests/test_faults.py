@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import mmpatch
 from mmpatch.engine.storage import check_ranks, find_resumption, keep_files_whole
 
-from support import try_tool
+from support import run_on_two_ranks, try_tool
 
 pytestmark = pytest.mark.hosts
 
@@ -292,22 +292,13 @@ def test_a_first_run_with_resume_starts_from_load_from(user, whole):
 
 def test_ranks_that_would_resume_from_different_states_stop(tmp_path):
     def check(rank):
-        torch.distributed.init_process_group('gloo', f'file://{file}', rank=rank, world_size=2)
-        try:
+        with pytest.raises(ValueError) as error:
             check_ranks(SimpleNamespace(iter=50 * rank, work_dir='out'))
-        except ValueError as error:
-            queue.put(str(error))
+        return str(error.value)
 
-    file, context = tmp_path / 'store', torch.multiprocessing.get_context('fork')
-    queue = context.Queue()
-    ranks = [context.Process(target=check, args=(rank,)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    first, second = (queue.get(timeout=60) for _ in ranks)
+    first, second = run_on_two_ranks(check, tmp_path)
     assert first == second
     assert 'resume from different iterations (0, 50): out must be the same folder' in first
-    for process in ranks:
-        process.join()
 
 
 @pytest.mark.parametrize(

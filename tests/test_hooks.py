@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mmpatch.engine import CheckInvalidLossHook, StepSeedHook
 
+from support import run_on_two_ranks
+
 
 class Spoiling(BaseModel):
     """A model whose loss, gradient or batch norm is NaN in some steps."""
@@ -182,8 +184,7 @@ def test_a_loss_scaler_is_left_to_itself(fused):
         optimizer.zero_grad()
 
 
-def check_rank(rank, file, queue):
-    torch.distributed.init_process_group('gloo', f'file://{file}', rank=rank, world_size=2)
+def check_rank(rank):
     model, hook = nn.Linear(1, 1), CheckInvalidLossHook()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
     runner = SimpleNamespace(iter=6, epoch=1, work_dir='out', model=model, optim_wrapper=wrapper)
@@ -191,25 +192,14 @@ def check_rank(rank, file, queue):
     loss = model(torch.ones(1)).sum() * (float('nan') if rank else 1.0)
     hook.before_train(runner)
     wrapper.update_params(loss)
-    try:
+    with pytest.raises(FloatingPointError) as error:
         hook.after_train_iter(runner, 0, data, {'loss': loss})
-    except FloatingPointError as error:
-        queue.put(str(error))
+    return str(error.value)
 
 
 def test_the_loss_of_another_rank_counts(tmp_path):
-    context = torch.multiprocessing.get_context('fork')
-    queue = context.Queue()
-    ranks = [
-        context.Process(target=check_rank, args=(rank, tmp_path / 'store', queue))
-        for rank in (0, 1)
-    ]
-    for process in ranks:
-        process.start()
-    first, second = (queue.get(timeout=60) for _ in ranks)
+    first, second = run_on_two_ranks(check_rank, tmp_path)
     assert first == second and 'iteration 7 (epoch 2): loss=nan in 1.jpg. ' in first
-    for process in ranks:
-        process.join()
 
 
 def draw(loop, rank, epoch, world_size=2):
