@@ -76,7 +76,7 @@ licenses: .venv/ready
 
 PYTHONS = .venv-3.10/ready .venv-3.11/ready .venv-3.12/ready .venv-3.13/ready
 INTERPRETER = $(PYTHON)
-.venv/ready .venv-compiled/ready $(PYTHONS): constraints.lock
+.venv/ready .venv-compiled/ready .venv-onedl/ready $(PYTHONS): constraints.lock
 .venv-lowest/ready: constraints-lowest.lock
 .venv-lowest/ready: INTERPRETER = $(PYTHON_LOWEST)
 $(PYTHONS): INTERPRETER = python$(patsubst .venv-%,%,$(@D))
@@ -85,7 +85,7 @@ CHECK = import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), \
 
 # mmdet and mmseg depend on opencv-python, whose windows need the libraries of a desktop. The locks
 # have opencv-python-headless instead, and every other package that is needed.
-.venv/ready .venv-lowest/ready .venv-compiled/ready $(PYTHONS): setup.py
+.venv/ready .venv-lowest/ready .venv-compiled/ready .venv-onedl/ready $(PYTHONS): setup.py
 	$(INTERPRETER) -c "$(CHECK)"
 	$(INTERPRETER) -m venv --clear $(@D)
 	# What packages are built with comes first.
@@ -98,9 +98,9 @@ CHECK = import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), \
 	XDG_CACHE_HOME=$(CURDIR)/$(@D)/cache $(@D)/bin/python -c "import yapf"
 	touch $@
 
-# The newest versions that setup.py allows. tests/matrix.py puts the forks into the second, and a
-# compiled mmcv into .venv-compiled: mmcv 2.1 asks for C++17, the headers of torch 2.14 for C++20.
-.venv-newest/ready .venv-onedl/ready: setup.py
+# The newest versions that setup.py allows. tests/matrix.py changes .venv-compiled and .venv-onedl,
+# which are made of the pinned ones: mmcv 2.1 asks for C++17, the headers of torch 2.14 for C++20.
+.venv-newest/ready: setup.py
 	$(PYTHON) -m venv --clear $(@D)
 	$(INSTALL) --upgrade "setuptools<81"
 	$(INSTALL) -e ".[det,seg,onnx,openvino,docs,dev]"
