@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
+import mmengine
 import pytest
 import torch
 from mmengine.config import Config
@@ -220,6 +221,24 @@ def test_the_best_checkpoint_stays_until_the_better_one_is_whole(tmp_path):
     assert in_child(evaluate) == 0
     assert [file.name for file in tmp_path.glob('*.pth*')] == ['best_score_epoch_1.pth']
     assert weights(tmp_path / 'best_score_epoch_1.pth')
+
+
+@pytest.mark.process
+def test_ranks_that_write_the_same_file_leave_one_of_their_texts(tmp_path):
+    """As MMEngine's ranks do with the metrics of a test."""
+
+    def write(rank):
+        keep_files_whole()
+        return [write_in_turn(rank, tmp_path / f'{i}.json') for i in range(100)]
+
+    def write_in_turn(rank, file):
+        torch.distributed.barrier()
+        mmengine.dump({'mIoU': 50.0, 'time': 0.25 if rank else 1 / 3}, file)
+        torch.distributed.barrier()
+        return mmengine.load(file)['mIoU']
+
+    assert run_on_two_ranks(write, tmp_path) == ([50.0] * 100,) * 2
+    assert not list(tmp_path.glob('*.part*'))
 
 
 def test_a_full_disk_ends_with_the_name_of_the_file(user):

@@ -120,22 +120,24 @@ def _read_file(path: Path, map_location: Any) -> Any:
     raise RuntimeError(f'{path} is not a checkpoint but {what}')
 
 
-def write_whole(path: Path, content: bytes, sync: bool = False) -> None:
+def write_whole(path: Path, content: bytes, sync: bool = False, part: str = '.part') -> None:
     """Write a file completely or not at all; with ``sync``, it is on the disk when it has its name.
+
+    Until then, ``part`` is appended to its name: another one for each process that may write it.
 
     Raises:
         OSError: If it cannot be written; an older file of this name is still there.
     """
-    part = path.with_name(f'{path.name}.part')
+    half = path.with_name(f'{path.name}{part}')
     try:
-        with part.open('wb') as file:
+        with half.open('wb') as file:
             file.write(content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(half, path)
     finally:
-        part.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
 
 
 def check_records(archive: zipfile.ZipFile) -> None:

@@ -52,12 +52,16 @@ class WholeFileBackend(LocalBackend):
         path = Path(filepath)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, obj, sync=True)
+            write_whole(path, obj, sync=True, part=f'.part{dist.get_rank() or ""}')
         except OSError as error:
             raise OSError(
                 f'{path} ({len(obj) / 1e6:.1f} MB) cannot be written: {error.strerror}. Older '
                 'files are whole. Free space, or name another --work-dir; --resume continues'
             ) from error
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Write text as bytes: all ranks write the metrics of a test, into the same file."""
+        self.put(obj.encode(encoding), filepath)
 
 
 class PatientVisBackend(LocalVisBackend):
