@@ -1,15 +1,17 @@
 """Names of our configs where OpenMMLab's users type them: what works, and what says why not."""
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 from mmengine import hub
-from mmengine.config import Config
+from mmengine.config import Config, config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DefaultScope
 
 import mmpatch
+from mmpatch.compat import names
 
 pytestmark = pytest.mark.hosts
 DETECTOR = 'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
@@ -86,10 +88,34 @@ def test_variables_of_a_base_are_looked_up_in_the_host(tmp_path):
         assert TRANSFORMS.build(step)
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::_base_/default_runtime.py',
+        'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py',
+    ],
+)
+def test_bases_of_hosts_are_found_without_their_metafiles(name, monkeypatch):
+    expected = names._find_base(name, '')
+    monkeypatch.setattr(config, '_get_external_cfg_path', None)
+    assert Config._get_cfg_path(name, '') == expected
+
+
+def test_bases_that_are_not_there_are_left_to_mmengine():
+    for name, error in {
+        'mmdet::none/none.py': FileNotFoundError,
+        '::a/b.py': AssertionError,
+    }.items():
+        with pytest.raises(error) as ours:
+            Config._get_cfg_path(name, '')
+        with pytest.raises(error, match=re.escape(str(ours.value))):
+            names._find_base(name, '')
+
+
 def test_all_names_are_listed():
-    names = BaseInferencer.list_models('mmpatch')
+    listed = BaseInferencer.list_models('mmpatch')
     stems = [name.split('/')[1].removesuffix('.py') for name in mmpatch.list_configs()]
-    assert set(names) == {stem for stem in stems if 'nano' not in stem}
+    assert set(listed) == {stem for stem in stems if 'nano' not in stem}
     assert len(set(stems)) == len(stems)  # so that a name stands for one config
 
 
