@@ -34,8 +34,8 @@ def find_base(cfg_path: str, filename: str) -> tuple[str, str | None]:
     """Path of a config in ``_base_``, and the scope of its variables.
 
     MMEngine would look up the types in variables of ``mmpatch::NAME`` in mmpatch alone. They are
-    types of the host, so there is no scope. For other packages, it would read all metafiles first,
-    a third of a second for each base, but they list names without ``.py``.
+    types of the host, so there is no scope. For a base in another package, it would first parse all
+    metafiles there, a third of a second in vain: they list names without ``.py``.
     """
     if cfg_path.startswith(PREFIX):
         from mmpatch import config_path
