@@ -7,19 +7,24 @@ import re
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
+from mmengine.runner import get_priority
 from PIL import Image
 from torch import nn
 
 import mmpatch
+from mmpatch.engine import DataCheckHook
 from mmpatch.engine.build import build_model
 from mmpatch.engine.classes import check_dataset_types, check_heads
-from mmpatch.engine.coco import check_coco, check_layout
+from mmpatch.engine.coco import check_coco, check_layout, check_masks
 from mmpatch.engine.data import build_dataloader, check_annotation_files, check_dataset, check_paths
 from mmpatch.engine.errors import SampleError, describe_mistake
 from mmpatch.engine.samples import watch_samples
@@ -349,6 +354,92 @@ def test_steps_inside_others_are_checked(tmp_path):
         dataset[0]
 
 
+def test_readers_of_ones_own_may_read_other_files(tmp_path):
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    class PaletteReader(LoadAnnotations):
+        def _load_seg_map(self, results):
+            with Image.open(results['seg_map_path']) as image:
+                results['gt_seg_map'] = np.array(image)[..., 0]
+
+    class Dataset(BaseDataset):
+        def load_data_list(self):
+            name = str(tmp_path / '0')
+            paths = {'img_path': f'{name}.npy', 'seg_map_path': f'{name}.png'}
+            return [{**paths, 'seg_fields': [], 'reduce_zero_label': False}]
+
+    class ArrayReader:
+        def __call__(self, info):
+            image = np.load(info['img_path'])
+            return {**info, 'img': image, 'ori_shape': image.shape[:2]}
+
+    np.save(tmp_path / '0.npy', np.zeros((6, 8, 5)))
+    for kind, mode in ((LoadAnnotations, 'L'), (PaletteReader, 'RGB')):
+        Image.new(mode, (8, 6)).save(tmp_path / '0.png')
+        dataset = Dataset(metainfo={'classes': NAMES}, pipeline=[ArrayReader(), kind()])
+        check_dataset(dataset)
+        assert dataset[0]['gt_seg_map'].shape == (6, 8)
+
+
+@pytest.mark.parametrize(('mode', 'shape'), [('L', (4, 3)), ('RGB', (6, 8))])
+def test_maps_of_the_wrong_shape_whatever_reads_them(tmp_path, mode, shape):
+    load = {'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'imdecode_backend': 'cv2'}
+    dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], pipeline=[*load])
+    watch_samples(dataset)
+    Image.new(mode, shape[::-1]).save(tmp_path / '0.png')
+    read = re.escape(str(shape if mode == 'L' else (*shape, 3)))
+    message = rf'0\.png was read as an array of shape {read}, not \(6, 8\), as its image$'
+    with pytest.raises(SampleError, match=message):
+        dataset[0]
+
+
+def test_a_pipeline_that_a_hook_sets_is_watched(tmp_path):
+    """In every epoch, after hooks such as mmdet's."""
+    from mmdet.engine.hooks import PipelineSwitchHook
+
+    load = [{'type': 'LoadImageFromFile'}]
+    dataset = read(tmp_path, content(), pipeline=[])
+    Image.new('RGB', (20, 30)).save(tmp_path / 'a.jpg')
+    loader = SimpleNamespace(dataset=dataset, persistent_workers=False)
+    runner = SimpleNamespace(epoch=0, train_dataloader=loader, logger=MagicMock())
+    switch, check = PipelineSwitchHook(0, load), DataCheckHook()
+    assert get_priority(switch.priority) < get_priority(check.priority)
+    for hook in (switch, check):
+        hook.before_train_epoch(runner)
+    with pytest.raises(SampleError, match='has 20x30 pixels, but 40x30'):
+        dataset[0]
+
+
+def test_a_size_of_zero_is_not_stated(tmp_path):
+    dataset = read(tmp_path, content(), pipeline=[{'type': 'LoadImageFromFile'}])
+    watch_samples(dataset)
+    info = {**dataset.get_data_info(0), 'height': 0, 'width': 0}  # as in some files of VOC
+    assert dataset.pipeline(info)['img'].shape == (30, 40, 3)
+
+
+MASK = [[2, 3, 12, 3, 12, 11]]
+
+
+@pytest.mark.parametrize('is_whole', [True, False])
+def test_masks_that_are_needed(tmp_path, is_whole):
+    from mmdet.evaluation import CocoMetric
+
+    data = content()
+    for annotation in data['annotations'][: 3 if is_whole else 2]:
+        annotation['segmentation'] = MASK
+    steps = [{'type': 'LoadImageFromFile'}, {'type': 'mmdet.LoadAnnotations', 'with_mask': True}]
+    dataset = read(tmp_path, data, pipeline=steps)
+    message = r'^1 objects of CocoDataset \(\S+a\.json\) have no usable segmentation, and its'
+    with nullcontext() if is_whole else pytest.raises(ValueError, match=message):
+        check_dataset(dataset)
+    message = r'a\.json: 1 of 3 annotations have no segmentation \(ids 3\), which the metric segm'
+    for metric in ('bbox', ['bbox', 'segm']):
+        evaluator = Evaluator([CocoMetric(str(tmp_path / 'a.json'), metric)])
+        passes = is_whole or metric == 'bbox'
+        with nullcontext() if passes else pytest.raises(ValueError, match=message):
+            check_masks(evaluator)
+
+
 @pytest.mark.parametrize('first', [0, 1, 'a'])
 def test_evaluation_counts_annotations_whatever_their_ids(tmp_path, first):
     from mmdet.evaluation import CocoMetric
@@ -358,7 +449,7 @@ def test_evaluation_counts_annotations_whatever_their_ids(tmp_path, first):
     image = data['images'][0]['id'] = 'b' if first == 'a' else 5
     for i, annotation in enumerate(data['annotations']):
         number = f'a{i}' if first == 'a' else first + i
-        annotation.update(id=number, image_id=image, iscrowd=0)
+        annotation.update(id=number, image_id=image)  # and no iscrowd
     dataset = read(tmp_path, data, pipeline=[])
     metric = CocoMetric(str(tmp_path / 'a.json'))
     metric.dataset_meta = dataset.metainfo

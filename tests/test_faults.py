@@ -288,7 +288,21 @@ def test_resumption_finds_the_last_whole_checkpoint(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(target, lambda text, **kwargs: lines.append(text))
     assert find_resumption(cfg) == 'out/epoch_2.pth'
     damaged = 'out/epoch_3.pth is damaged, or was not written to its end; --resume leaves it out'
-    assert lines == ([] if str(note).endswith('epoch_2.pth') else [damaged])
+    missing = 'names epoch_9, which does not exist; --resume takes the newest one there is'
+    expected = [] if str(note).endswith('epoch_2.pth') else [damaged]
+    assert lines == [f'out/last_checkpoint {missing}'] * (note == 'epoch_9') + expected
+
+
+def test_resumption_does_not_go_back_behind_a_checkpoint_elsewhere(tmp_path, monkeypatch):
+    """A run may have written to another folder (``out_dir``)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('out/epoch_1.pth', 'elsewhere/epoch_3.pth'):
+        Path(name).parent.mkdir()
+        torch.save({'a': torch.ones(9)}, name)
+    Path('out/last_checkpoint').write_text('elsewhere/epoch_3.pth')
+    message = 'names elsewhere/epoch_3.pth, .* another folder; .* --resume elsewhere/epoch_3.pth$'
+    with pytest.raises(FileNotFoundError, match=message):
+        find_resumption(Config({'work_dir': 'out'}))
 
 
 def test_resumption_looks_where_the_hook_writes(tmp_path, monkeypatch):

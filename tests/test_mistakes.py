@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -849,6 +850,27 @@ def test_a_training_starts_from_the_whole_backbone_of_a_checkpoint(tmp_path):
     torch.save({k.removeprefix('backbone.'): v for k, v in state.items()}, file)
     message = r'config: no backbone\.weight; no .*\.bias\. .* go into model\.backbone\.init_cfg'
     with pytest.raises(ValueError, match=message):
+        load_to_train(runner, file)
+
+
+@pytest.mark.parametrize(
+    ('part', 'is_needed'),
+    [
+        ('backbone', True),
+        ('student.backbone', True),
+        ('backbone.out_norms', False),  # of outputs that another head reads
+        ('backbone_aux', False),
+        ('head.backbones', False),
+    ],
+)
+def test_parts_that_a_training_must_start_from(tmp_path, part, is_needed):
+    file, names = str(tmp_path / 'a.pth'), part.split('.')
+    torch.save({'state_dict': {'weight': torch.ones(1)}}, file)
+    model = nn.Linear(2, 2)
+    for name in reversed(names):
+        model = nn.ModuleDict({name: model})
+    runner = MagicMock(model=model, _resume=False)
+    with pytest.raises(ValueError, match=part) if is_needed else nullcontext():
         load_to_train(runner, file)
 
 

@@ -128,6 +128,7 @@ def write_whole(path: Path, content: bytes, sync: bool = False, part: str = '.pa
     Raises:
         OSError: If it cannot be written; an older file of this name is still there.
     """
+    path = Path(os.path.realpath(path))  # a link stays one
     half = path.with_name(f'{path.name}{part}')
     try:
         with half.open('wb') as file:

@@ -141,12 +141,33 @@ def check_layout(content: Any, file: str) -> None:
             )
 
 
-def number_annotations(content: Any) -> None:
-    """Number annotations from 1, unless they have such ids.
+def check_masks(evaluator: Any) -> None:
+    """Check that every annotation has a mask where an evaluator of mmdet compares masks.
 
-    pycocotools takes an annotation with id 0 for none when it evaluates, and fails on text.
+    Raises:
+        ValueError: If some have none.
+    """
+    for metric in getattr(evaluator, 'metrics', ()):
+        coco = getattr(metric, '_coco_api', None)
+        if coco is None or 'segm' not in getattr(metric, 'metrics', ()):
+            continue
+        found = coco.dataset.get('annotations', ())
+        if lacking := [str(a['id']) for a in found if not a.get('segmentation')]:
+            raise ValueError(
+                f'{coco.file}: {len(lacking)} of {len(found)} annotations have no segmentation '
+                f'(ids {join_first(lacking)}), which the metric segm needs; add them, or evaluate '
+                "metric='bbox' alone"
+            )
+
+
+def complete_annotations(content: Any) -> None:
+    """Add what pycocotools needs to evaluate: ``iscrowd``, and whole numbers from 1 as ids.
+
+    It takes an annotation with id 0 for none, and fails on ids that are text.
     """
     annotations = content.get('annotations', ()) if isinstance(content, dict) else ()
+    for annotation in annotations:
+        annotation.setdefault('iscrowd', 0)
     if not all(isinstance(a.get('id'), int) and a['id'] > 0 for a in annotations):
         for number, annotation in enumerate(annotations, 1):
             annotation['id'] = number

@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
 from mmpatch.engine.classes import check_label_maps, find_datasets, report_objects, warn
-from mmpatch.engine.coco import check_coco, check_layout, number_annotations
+from mmpatch.engine.coco import check_coco, check_layout, complete_annotations
 from mmpatch.engine.errors import join_first
 from mmpatch.engine.samples import PATH_KEYS, watch_samples
 
@@ -99,7 +99,7 @@ def check_dataset(dataset: Any) -> None:
 
     Raises:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
-        ValueError: If there is nothing to learn, or a label is no class.
+        ValueError: If there is nothing to learn, a label is no class, or a mask is missing.
     """
     for part in find_datasets(dataset):
         if not isinstance(part, BaseDataset) or getattr(part, 'backend_args', None):
@@ -110,6 +110,8 @@ def check_dataset(dataset: Any) -> None:
         bad: list[str] = []
         labels: dict[str, set[str]] = {}  # names by folder
         objects: Counter[int] | None = None  # by label
+        steps, unmasked = getattr(part.pipeline, 'transforms', ()), 0
+        with_mask = any(getattr(step, 'with_mask', False) for step in steps)
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
             paths = [info[key] for key in PATH_KEYS if info.get(key)]
@@ -119,6 +121,7 @@ def check_dataset(dataset: Any) -> None:
                 labels.setdefault(folder, set()).add(name)
             if 'instances' in info:
                 objects = objects or Counter()
+                unmasked += with_mask and sum('mask' not in box for box in info['instances'])
                 objects.update(
                     box['bbox_label'] for box in info['instances'] if not box.get('ignore_flag')
                 )
@@ -126,6 +129,12 @@ def check_dataset(dataset: Any) -> None:
             raise FileNotFoundError(
                 f'{len(bad)} of the files that {type(part).__name__} names are missing or empty: '
                 f'{join_first(bad)}'
+            )
+        if unmasked:
+            raise ValueError(
+                f'{unmasked} objects of {type(part).__name__} ({part.ann_file}) have no usable '
+                'segmentation, and its pipeline loads masks (with_mask=True): add them to the '
+                'file, or remove these objects'
             )
         suffix = getattr(part, 'seg_map_suffix', '')
         for folder, used in sorted(labels.items()):
@@ -148,10 +157,15 @@ def build_dataloader(*args: Any, **kwargs: Any) -> Any:
     Loops by iteration start theirs before the first hook.
     """
     loader = Runner.build_dataloader(*args, **kwargs)
+    watch_loader(loader)
+    return loader
+
+
+def watch_loader(loader: Any) -> None:
+    """Have the samples of a data loader checked: see :func:`watch_samples`."""
     for part in find_datasets(loader.dataset):
         if isinstance(part, BaseDataset):
             watch_samples(part)
-    return loader
 
 
 def check_annotation_files(host: str) -> None:
@@ -186,8 +200,12 @@ def check_annotation_files(host: str) -> None:
             return super().get_cat_ids(cat_names, *args, **kwargs)
 
     class NumberedCOCO(COCO):
+        def __init__(self, annotation_file: str) -> None:
+            self.file = str(annotation_file)
+            super().__init__(annotation_file)
+
         def createIndex(self) -> None:  # noqa: N802
-            number_annotations(self.dataset)
+            complete_annotations(self.dataset)
             super().createIndex()
 
     CocoDataset.COCOAPI = CheckedCOCO

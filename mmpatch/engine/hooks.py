@@ -14,7 +14,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 from mmpatch.engine.classes import check_heads
-from mmpatch.engine.data import check_dataset
+from mmpatch.engine.coco import check_masks
+from mmpatch.engine.data import check_dataset, watch_loader
 from mmpatch.engine.storage import check_ranks, save_interrupted
 from mmpatch.registry import HOOKS
 
@@ -23,26 +24,33 @@ from mmpatch.registry import HOOKS
 class DataCheckHook(Hook):
     """Checks the files, labels and classes of a dataset before the first sample is read."""
 
+    priority = 'BELOW_NORMAL'  # after mmdet's PipelineSwitchHook
+
     def before_train(self, runner: Runner) -> None:
         """Check the training set, and the validation set, which is needed later."""
         check_ranks(runner)
         runner.start = runner.iter  # before which a failure is put down to the config
-        self._check(runner, runner.train_dataloader.dataset)
+        self._check(runner, runner.train_loop)
         if runner.val_loop is not None:
-            self._check(runner, runner.val_dataloader.dataset)
+            self._check(runner, runner.val_loop)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Watch a pipeline that another hook has set."""
+        watch_loader(runner.train_dataloader)
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation set."""
-        self._check(runner, runner.val_dataloader.dataset)
+        self._check(runner, runner.val_loop)
 
     def before_test(self, runner: Runner) -> None:
         """Check the test set."""
-        self._check(runner, runner.test_dataloader.dataset)
+        self._check(runner, runner.test_loop)
 
-    def _check(self, runner: Runner, dataset: Any) -> None:
-        is_wrapped = is_model_wrapper(runner.model)
+    def _check(self, runner: Runner, loop: Any) -> None:
+        is_wrapped, dataset = is_model_wrapper(runner.model), loop.dataloader.dataset
         check_heads(runner.model.module if is_wrapped else runner.model, dataset)
         check_dataset(dataset)
+        check_masks(getattr(loop, 'evaluator', None))
 
 
 @HOOKS.register_module()

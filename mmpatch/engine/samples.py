@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class ImageReader(Wrapper):
         stated = info.get('height'), info.get('width')
         result = self.inner(info)
         read = (result or {}).get('ori_shape')
-        if None in stated or read is None or tuple(read) == stated:
+        if not all(stated) or read is None or tuple(read) == stated:
             return result
         (height, width), path = read, info['img_path']
         hint = ''
@@ -125,7 +126,8 @@ class LabelReader(Wrapper):
 
     def __init__(self, inner: Any, dataset: Any) -> None:
         super().__init__(inner)
-        self.count, self.ignored = len(dataset.metainfo['classes']), dataset.ignore_index
+        self.count = len(dataset.metainfo['classes'])
+        self.ignored = getattr(dataset, 'ignore_index', 255)
 
     def __call__(self, info: dict[str, Any]) -> Any:
         """Read it, ``reduce_zero_label`` and the mapping of classes included.
@@ -136,12 +138,17 @@ class LabelReader(Wrapper):
         """
         path, count, is_reduced = info['seg_map_path'], self.count, info['reduce_zero_label']
         shape = info.get('ori_shape')  # of the picture, if it has been read
-        if self.imdecode_backend == 'pillow' and not self.backend_args:
+        is_own = not type(self.inner).__module__.startswith('mmseg.')  # and may read other files
+        if self.imdecode_backend == 'pillow' and not self.backend_args and not is_own:
             _check_headers(path, info['img_path'], shape and shape[::-1])
         try:
             result = self.inner(info)
         except Exception as error:
             raise SampleError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+        read = result['gt_seg_map'].shape
+        if len(read) != 2 or (shape and read != tuple(shape)):
+            wanted = f'{tuple(shape)}, as its image' if shape else '(height, width)'
+            raise SampleError(f'{path} was read as an array of shape {read}, not {wanted}')
         seen = np.flatnonzero(np.bincount(result['gt_seg_map'].ravel(), minlength=256))
         if wrong := [str(i) for i in seen if i >= count and i != self.ignored]:
             hint = '. If label 0 is no class, set reduce_zero_label=True in the dataset'
@@ -168,6 +175,8 @@ def _check_headers(path: str, image_path: str, size: Sequence[int] | None) -> No
             f'{path} is a picture of mode {mode}, not a label map: one byte a pixel, the number of '
             'its class'
         )
+    if size is None and Path(image_path).suffix.lower() not in Image.registered_extensions():
+        return  # of a reader of its own
     if size is None:  # which color_type decides
         size = _read_header(image_path)[1]
         size = own if own == size[::-1] and _is_turned(image_path) else size

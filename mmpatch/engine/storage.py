@@ -102,11 +102,12 @@ def find_resumption(cfg: Config) -> str | None:
     """Find what ``--resume`` without a path continues from: the last whole checkpoint.
 
     That is the one that ``last_checkpoint`` names, looked up in the work dir, which may have been
-    moved or copied; else the newest there. Warns of damaged ones, and if there is none, so that a
-    first run can start with ``--resume`` as well.
+    moved or copied; else the newest there. Warns of missing and damaged ones, and if there is none,
+    so that a first run can start with ``--resume`` as well.
 
     Raises:
-        FileNotFoundError: If none is whole, but ``last_checkpoint`` names one.
+        FileNotFoundError: If none is whole, but ``last_checkpoint`` names one; or if the one that
+            it names is in another folder.
     """
     folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
@@ -116,12 +117,19 @@ def find_resumption(cfg: Config) -> str | None:
     folders = [folder, *([Path(other, folder.resolve().name)] if other else [])]
     files = [p for where in folders for k in (*names, INTERRUPTED) for p in where.glob(k)]
     files.sort(key=os.path.getmtime, reverse=True)
-    for file in dict.fromkeys([*(where / Path(named).name for where in folders), *files]):
-        if file.is_file() and is_whole(file):
+    first = [file for where in folders if (file := where / Path(named).name).is_file()]
+    if named and not first:
+        if Path(named).is_file():
+            raise FileNotFoundError(
+                f'{note} names {named}, which is in another folder; continue with --resume {named}'
+            )
+        text = f'{note} names {named}, which does not exist; --resume takes the newest one there is'
+        print_log(text, logger='current', level=logging.WARNING)
+    for file in dict.fromkeys([*first, *files]):
+        if is_whole(file):
             return str(file)
-        if file.is_file():
-            text = f'{file} is damaged, or was not written to its end; --resume leaves it out'
-            print_log(text, logger='current', level=logging.WARNING)
+        text = f'{file} is damaged, or was not written to its end; --resume leaves it out'
+        print_log(text, logger='current', level=logging.WARNING)
     if named:
         raise FileNotFoundError(
             f'{note} names {named}, which does not exist or is damaged; continue with --resume '
@@ -183,7 +191,8 @@ def load_strictly(runner: Runner, filename: str, *args: Any, part: str = '', **k
     Args:
         runner: Whose model is loaded.
         filename: What MMEngine loads.
-        part: The part of the model whose tensors must be there; all if empty.
+        part: The part of the model whose tensors must be there, wherever the model has it, except
+            for output norms, which belong to ``out_indices``; all of the model if empty.
         *args: Of MMEngine.
         **kwargs: Of MMEngine.
 
@@ -203,7 +212,8 @@ def load_strictly(runner: Runner, filename: str, *args: Any, part: str = '', **k
                 reasons += [f'no {name}' for name in names.split(', ')]
             elif kind != 'unexpected key':
                 reasons.append(line)
-        if reasons := [line for line in reasons if re.search(rf'[ "]{part}', line)]:
+        needed = rf'[ ".]{part}\.(?!out_norms\.)' if part else ''
+        if reasons := [line for line in reasons if re.search(needed, line)]:
             what = textwrap.shorten('; '.join(reasons), 300, placeholder=' ...')
             way = 'It takes what tools/train.py wrote with the same config and classes'
             if part:
