@@ -86,8 +86,11 @@ class Graph(nn.Module):
                 setattr(self, f'pixel_{name}', None)  # torch 2.6 exports no buffer of None
             else:  # and names an operator `mean`, as a buffer must not be
                 self.register_buffer(f'pixel_{name}', value.detach().clone().float())
-        padding: Any = getattr(preprocessor, 'test_cfg', None) or {}
-        self.divisor = getattr(preprocessor, 'pad_size_divisor', padding.get('size_divisor')) or 1
+        if hasattr(preprocessor, 'test_cfg'):  # mmseg's, which pads by this alone
+            divisor = (preprocessor.test_cfg or {}).get('size_divisor')
+        else:
+            divisor = getattr(preprocessor, 'pad_size_divisor', None)
+        self.divisor = divisor or 1
         self.pad_value = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
         self.classes = (getattr(model, 'dataset_meta', None) or {}).get('classes')
         if type(self) is Graph:
