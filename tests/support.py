@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 import threading
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ COMPILED_OPS = MMCV and importlib.machinery.PathFinder.find_spec(
     'mmcv._ext', MMCV.submodule_search_locations
 )
 needs_stand_in = pytest.mark.skipif(bool(COMPILED_OPS), reason='compiled mmcv refuses this')
+#: Whether MMEngine is the fork, whose hosts differ in ways that docs/install.md names.
+IS_FORK = any(distributions(name='onedl-mmengine'))
 SERVER = multiprocessing.get_context('forkserver')
 #: What the tools import.
 PRELOADED = ['mmpatch.backbones', 'mmpatch.deployment']

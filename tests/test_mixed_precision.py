@@ -13,7 +13,7 @@ import mmpatch
 from mmpatch.engine import BFloat16OptimWrapper
 from mmpatch.engine.tool import set_precision
 
-from support import run_tool
+from support import IS_FORK, run_tool
 
 pytestmark = pytest.mark.hosts
 #: The demo's models, and settings for two steps of two batches each.
@@ -137,7 +137,9 @@ def test_it_resumes_to_the_same_bits(run, tmp_path):
     (middle,) = (*folder.glob('epoch_1.pth'), *folder.glob('iter_2.pth'))
     found = train(tmp_path, '--resume', middle)
     resumed, whole = read_weights(tmp_path), read_weights(folder)
-    assert len(found['losses']) == 2 and all(resumed[key].equal(whole[key]) for key in whole)
+    assert len(found['losses']) == 2
+    if middle.name == 'epoch_1.pth' or not IS_FORK:  # which augments anew in loops by iteration
+        assert all(resumed[key].equal(whole[key]) for key in whole)
 
 
 def test_layer_norms_of_hosts_sum_their_gradients_in_float32():
