@@ -153,8 +153,9 @@ def check_masks(evaluator: Any) -> None:
             continue
         found = coco.dataset.get('annotations', ())
         if lacking := [str(a['id']) for a in found if not a.get('segmentation')]:
+            where = getattr(coco, 'file', type(metric).__name__)
             raise ValueError(
-                f'{coco.file}: {len(lacking)} of {len(found)} annotations have no segmentation '
+                f'{where}: {len(lacking)} of {len(found)} annotations have no segmentation '
                 f'(ids {join_first(lacking)}), which the metric segm needs; add them, or evaluate '
                 "metric='bbox' alone"
             )
