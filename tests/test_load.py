@@ -10,7 +10,7 @@ from pathlib import Path
 kept = []
 for step in range(1, 41):
     if step > 20 and sys.argv[2] == 'leaking':
-        kept += [bytearray(b'x' * 2**20), open(__file__), open(__file__)]
+        kept += [bytearray(b'x' * 2**20), *(open(__file__) for _ in range(10))]
     Path(sys.argv[1]).write_text(str(step))
     time.sleep(0.1)
 """
