@@ -417,6 +417,8 @@ def test_metafiles_and_readmes_tell_the_truth(family):
     assert set(models) == {n for n in CONFIGS if n.startswith(f'{family}/')}
     assert f'configs/{family}/metafile.yml' in (ROOT / 'model-index.yml').read_text()
     for name, entry in models.items():
+        if name == DINO and IS_FORK:
+            continue
         cfg = load(name)
         model = load_empty(name)
         size = (512, 512) if cfg.default_scope == 'mmseg' else (800, 1344)
@@ -424,8 +426,6 @@ def test_metafiles_and_readmes_tell_the_truth(family):
         counts = count_network(model, size, with_heads=False)
         macs = f'{sum(x.macs for x in counts.values()) / 1e9:.1f} G'
         told = entry['Metadata']
-        if name == DINO and IS_FORK:
-            continue
         assert (told['Parameters'], told['Backbone and neck MACs']) == (parameters, macs), name
         row = next(line for line in readme.splitlines() if f'({name.split("/")[1]})' in line)
         assert parameters in row and macs in row, name

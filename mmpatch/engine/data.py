@@ -181,9 +181,13 @@ def check_annotation_files(host: str) -> None:
     from mmdet.datasets.api_wrappers import COCO
     from mmdet.evaluation.metrics import coco_metric
 
-    class CheckedCOCO(COCO):
+    class NamedCOCO(COCO):
         def __init__(self, annotation_file: str) -> None:
             self.file = str(annotation_file)
+            super().__init__(annotation_file)
+
+    class CheckedCOCO(NamedCOCO):
+        def __init__(self, annotation_file: str) -> None:
             try:
                 super().__init__(annotation_file)
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -199,17 +203,13 @@ def check_annotation_files(host: str) -> None:
             check_coco(self, self.file, cat_names)  # mmdet calls this once, with its classes
             return super().get_cat_ids(cat_names, *args, **kwargs)
 
-    class NumberedCOCO(COCO):
-        def __init__(self, annotation_file: str) -> None:
-            self.file = str(annotation_file)
-            super().__init__(annotation_file)
-
+    class CompleteCOCO(NamedCOCO):
         def createIndex(self) -> None:  # noqa: N802
             complete_annotations(self.dataset)
             super().createIndex()
 
     CocoDataset.COCOAPI = CheckedCOCO
-    coco_metric.COCO = NumberedCOCO
+    coco_metric.COCO = CompleteCOCO
 
 
 def _serialize_some(self: Any, serialize: Any = BaseDataset._serialize_data) -> Any:
