@@ -17,7 +17,7 @@ import mmpatch
 from mmpatch import deploy
 from mmpatch.backbones import PoolFormer, VisionTransformer
 from mmpatch.deployment import ExportedBackbone, ExportError
-from mmpatch.deployment.files import FORMATS, read_file
+from mmpatch.deployment.files import FORMATS, get_core, read_file
 from mmpatch.deployment.forms import BETTER, NEEDED, use_engine_forms
 from mmpatch.engine.model import check_model
 from mmpatch.layers import PositionEmbed
@@ -246,7 +246,7 @@ def test_fixed_sizes_stay_fixed(suffix, tmp_path):
     if suffix == '.xml':
         import openvino
 
-        shape = openvino.Core().read_model(tmp_path / 'a.xml').inputs[0].partial_shape
+        shape = get_core().read_model(tmp_path / 'a.xml').inputs[0].partial_shape
         assert shape == openvino.PartialShape(SIZE)
 
 
@@ -324,6 +324,25 @@ def test_a_disk_that_is_full_does_not_end_the_process(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert 'a.pt2 cannot be written' in result.stdout, result.stderr[-2000:]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.process
+def test_a_signal_does_not_end_a_process_that_has_closed_files(tmp_path):
+    """As it did on CPUs with AMX, where each openvino.Core sets a stack for signals."""
+    need('.xml')
+    code = (
+        'import signal, sys; from test_export import make, read_file, write\n'
+        'write(sys.argv[1], make("ViT", out_indices=(0,)), dynamic=())\n'
+        'first, second = read_file(sys.argv[1]), read_file(sys.argv[1])\n'
+        'del first\n'
+        'del second\n'
+        'signal.signal(signal.SIGUSR1, lambda *_: print("handled"))\n'
+        'signal.raise_signal(signal.SIGUSR1)\n'
+    )
+    env = {**child_environment(), 'PYTHONPATH': str(Path(__file__).parent)}
+    command = [sys.executable, '-c', code, str(tmp_path / 'a.xml')]
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (result.returncode, result.stdout[-8:]) == (0, 'handled\n'), result.stderr[-2000:]
 
 
 CALIBRATIONS = {

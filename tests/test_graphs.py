@@ -13,6 +13,7 @@ from torch import nn
 
 import mmpatch
 from mmpatch.backbones import MetaFormer
+from mmpatch.deployment.files import get_core
 from mmpatch.deployment.graphs import make_graph, measure_difference
 from mmpatch.deployment.symbolic import SymbolicSizes, make_openvino_extensions
 
@@ -125,7 +126,7 @@ def export(graph, x, folder, engines=('openvino', 'onnxruntime')):
         import openvino
 
         model = openvino.convert_model(program, extension=make_openvino_extensions())
-        compiled = openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+        compiled = get_core().compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
         yield lambda y: [torch.tensor(out) for out in compiled(y.numpy()).values()]
     # The exporter of torch 2.6 cannot decompose operators of dynamic sizes.
     old = torch.__version__.startswith('2.6.')

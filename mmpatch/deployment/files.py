@@ -13,7 +13,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,6 +65,19 @@ class OnnxFile:
         return session.get_modelmeta().custom_metadata_map.get(KEY), run
 
 
+@cache
+def get_core() -> Any:
+    """The one ``openvino.Core`` of this process, which is never closed.
+
+    Where a CPU has AMX, each Core gives its thread another stack for signals. Two that are not
+    closed in reverse order leave a stack that was freed, and the next signal that has a handler
+    (SIGINT, or the SIGCHLD of a data worker) ends the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoFile:
     """OpenVINO's IR: an .xml file, and a .bin file of weights beside it."""
 
@@ -102,9 +115,7 @@ class OpenVinoFile:
         OpenVINO runs networks in bfloat16 by default where a CPU has it; here, only files that were
         exported for it.
         """
-        import openvino
-
-        core = openvino.Core()
+        core = get_core()
         model = core.read_model(file)
         metadata = str(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
         said = json.loads(metadata or '{}')
