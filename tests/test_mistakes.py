@@ -239,6 +239,11 @@ MISTAKES = {
         "there is no file none.py, and mmpatch has no config 'none.py'; nearest: none is similar. "
         'mmpatch.list_configs() lists all',
     ),
+    "host's config that is not there": (
+        None,
+        ('train', 'mmdet::none/none'),
+        'there is no file mmdet::none/none, and file "<...>none" does not exist',
+    ),
     'missing base': (
         replace('retinanet.py', 'base.py'),
         TRAIN,

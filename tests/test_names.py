@@ -12,6 +12,7 @@ from mmengine.registry import DefaultScope
 
 import mmpatch
 from mmpatch.compat import names
+from mmpatch.engine import tool
 
 pytestmark = pytest.mark.hosts
 DETECTOR = 'poolformer/retinanet_poolformer-s12_fpn_1x_coco.py'
@@ -110,6 +111,13 @@ def test_bases_that_are_not_there_are_left_to_mmengine():
             Config._get_cfg_path(name, '')
         with pytest.raises(error, match=re.escape(str(ours.value))):
             names._find_base(name, '')
+
+
+@pytest.mark.parametrize('suffix', ['', '.py'])
+def test_tools_read_configs_of_hosts_by_name(suffix):
+    name = 'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512'
+    found = tool.read_file(name + suffix).to_dict()
+    assert found == hub.get_config(f'{name}.py').to_dict() and found['default_scope'] == 'mmseg'
 
 
 def test_all_names_are_listed():

@@ -44,8 +44,8 @@ def find_base(cfg_path: str, filename: str) -> tuple[str, str | None]:
     scope, _, name = cfg_path.partition('::')
     package = find_spec(scope) if name and scope.isidentifier() else None
     for folder in (package and package.submodule_search_locations) or ():
-        file = Path(folder, '.mim/configs', name)
-        if file.suffix == '.py' and file.is_file():
+        file = Path(folder, '.mim/configs', f'{name.removesuffix(".py")}.py')
+        if file.is_file():
             return str(file), scope
     return _find_base(cfg_path, filename)
 

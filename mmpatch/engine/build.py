@@ -25,7 +25,7 @@ def build_model(cfg: Config) -> Any:
 
 def is_config(name: str) -> bool:
     """Whether a name is that of a config, and not of a backbone."""
-    return name.endswith('.py') or bool(list_configs(f'*{name.removeprefix("mmpatch::")}.py'))
+    return name.endswith('.py') or '::' in name or bool(list_configs(f'*{name}.py'))
 
 
 def read_network(name: str, options: dict[str, Any] | None = None) -> Config:

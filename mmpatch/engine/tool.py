@@ -22,6 +22,7 @@ from mmengine.registry import HOOKS, OPTIMIZERS
 from mmengine.runner import Runner
 
 from mmpatch import compat, config_path
+from mmpatch.compat.names import find_base
 from mmpatch.engine.classes import check_dataset_types
 from mmpatch.engine.data import check_annotation_files, check_paths, replace_data_root
 from mmpatch.engine.errors import blame_config, report_errors, shorten_error, suggest_type
@@ -159,7 +160,8 @@ def read_file(name: str) -> Config:
     """Read a config.
 
     Args:
-        name: Path of a file, or what :func:`mmpatch.config_path` takes.
+        name: Path of a file, what :func:`mmpatch.config_path` takes, or ``mmdet::FOLDER/NAME`` and
+            ``mmseg::FOLDER/NAME``.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -168,8 +170,8 @@ def read_file(name: str) -> Config:
     path = str(Path(name).expanduser())
     if not Path(path).is_file():
         try:
-            path = config_path(name)
-        except ValueError as error:
+            path = find_base(name, '')[0] if '::' in name else config_path(name)
+        except (ValueError, AssertionError, OSError, ImportError) as error:
             raise FileNotFoundError(f'there is no file {name}, and {error}') from error
     try:
         return Config.fromfile(path)
