@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import mmpatch
 from mmpatch.backbones import Container, ConvMixer, MetaFormer, PoolFormer, VisionTransformer
 from mmpatch.deployment.export import DIMS
+from mmpatch.deployment.files import get_core
 
 Forms = dict[str, Callable[[], Any]]
 #: Relative error of float32 forms that is taken for rounding.
@@ -263,11 +264,9 @@ def load_file(file: Path, form: str) -> Callable[[Tensor], Any]:
 
 def compile_openvino(file: Path, form: str, **settings: Any) -> Any:
     """A request of OpenVINO in one stream, in the precision of a form."""
-    import openvino
-
     settings |= {'INFERENCE_NUM_THREADS': torch.get_num_threads(), 'NUM_STREAMS': 1}
     settings['INFERENCE_PRECISION_HINT'] = 'f32' if get_precision(form) == 'f32' else 'bf16'
-    return openvino.Core().compile_model(file, 'CPU', settings).create_infer_request()
+    return get_core().compile_model(file, 'CPU', settings).create_infer_request()
 
 
 def profile_layers(name: str, folder: Path, form: str, calls: int = 5) -> dict[str, float]:
