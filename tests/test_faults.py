@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mmpatch
+from mmpatch.compat.weight_files import write_whole
 from mmpatch.engine.storage import check_ranks, find_resumption, keep_files_whole
 
 from support import IS_FORK, run_on_two_ranks, try_tool
@@ -305,6 +306,40 @@ def test_resumption_does_not_go_back_behind_a_checkpoint_elsewhere(tmp_path, mon
     message = 'names elsewhere/epoch_3.pth, .* another folder; .* --resume elsewhere/epoch_3.pth$'
     with pytest.raises(FileNotFoundError, match=message):
         find_resumption(Config({'work_dir': 'out'}))
+
+
+def test_resumption_does_not_take_an_older_file_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value, name in enumerate(('out/epoch_1.pth', 'large/out/epoch_1.pth')):
+        Path(name).parent.mkdir(parents=True)
+        torch.save({'a': torch.full((9,), value)}, name)
+    Path('out/last_checkpoint').write_text('large/out/epoch_1.pth')
+    cfg = Config({'work_dir': 'out', 'default_hooks': {'checkpoint': {'out_dir': 'large'}}})
+    assert find_resumption(cfg) == 'large/out/epoch_1.pth'
+    with pytest.raises(FileNotFoundError, match=r'continue with --resume large/out/epoch_1\.pth$'):
+        find_resumption(Config({'work_dir': 'out'}))
+
+
+def test_resumption_through_a_link(tmp_path, monkeypatch):
+    """MMEngine names the folder in ``out_dir`` as the link is named."""
+    monkeypatch.chdir(tmp_path)
+    Path('real').mkdir()
+    Path('link').symlink_to('real')
+    Path('large/link').mkdir(parents=True)
+    torch.save({'a': torch.ones(9)}, 'large/link/epoch_1.pth')
+    Path('link/last_checkpoint').write_text('large/link/epoch_1.pth')
+    cfg = Config({'work_dir': 'link', 'default_hooks': {'checkpoint': {'out_dir': 'large'}}})
+    assert find_resumption(cfg) == 'large/link/epoch_1.pth'
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe, link = tmp_path / 'pipe', tmp_path / 'link.json'
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(link, b'1')
+    assert pipe.is_fifo() and os.read(reader, 9) == b'1'
+    os.close(reader)
 
 
 def test_resumption_looks_where_the_hook_writes(tmp_path, monkeypatch):

@@ -864,6 +864,8 @@ def test_a_training_starts_from_the_whole_backbone_of_a_checkpoint(tmp_path):
         ('backbone', True),
         ('student.backbone', True),
         ('backbone.out_norms', False),  # of outputs that another head reads
+        ('backbone.norm1', False),  # as Swin calls them
+        ('backbone.stem.norm1', True),
         ('backbone_aux', False),
         ('head.backbones', False),
     ],

@@ -1,5 +1,6 @@
 """Files of a run that are whole or not there, and a state to continue from, whatever ends it."""
 
+import filecmp
 import logging
 import os
 import re
@@ -30,6 +31,8 @@ from mmpatch.registry import HOOKS
 
 #: File of the work dir with the state in the middle of an epoch, until the next checkpoint.
 INTERRUPTED = 'interrupted.pth'
+#: Norms that a backbone has for each of its ``out_indices``: ours, and those of Swin and others.
+OUTPUT_NORMS = r'(out_norms|norm\d)\.'
 
 
 def keep_files_whole() -> None:
@@ -56,7 +59,8 @@ class WholeFileBackend(LocalBackend):
         except OSError as error:
             raise OSError(
                 f'{path} ({len(obj) / 1e6:.1f} MB) cannot be written: {error.strerror}. Older '
-                'files are whole. Free space, or name another --work-dir; --resume continues'
+                'files are whole. Free space if the disk is full, or name another --work-dir; '
+                '--resume continues'
             ) from error
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
@@ -114,15 +118,17 @@ def find_resumption(cfg: Config) -> str | None:
     named = note.read_text().strip() if note.is_file() else ''
     template, other = hook.get('filename_tmpl'), hook.get('out_dir')
     names = [re.sub('{.*?}', '*', template)] if template else ['epoch_*.pth', 'iter_*.pth']
-    folders = [folder, *([Path(other, folder.resolve().name)] if other else [])]
+    folders = [folder, *([Path(other, os.path.basename(os.path.abspath(folder)))] if other else [])]
     files = [p for where in folders for k in (*names, INTERRUPTED) for p in where.glob(k)]
     files.sort(key=os.path.getmtime, reverse=True)
     first = [file for where in folders if (file := where / Path(named).name).is_file()]
-    if named and not first:
-        if Path(named).is_file():
+    if os.path.isfile(named):  # not moved; where it was copied, the copy is taken
+        first = [f for f in first if f.samefile(named) or filecmp.cmp(f, named, shallow=False)]
+        if not first:
             raise FileNotFoundError(
                 f'{note} names {named}, which is in another folder; continue with --resume {named}'
             )
+    elif named and not first:
         text = f'{note} names {named}, which does not exist; --resume takes the newest one there is'
         print_log(text, logger='current', level=logging.WARNING)
     for file in dict.fromkeys([*first, *files]):
@@ -212,7 +218,7 @@ def load_strictly(runner: Runner, filename: str, *args: Any, part: str = '', **k
                 reasons += [f'no {name}' for name in names.split(', ')]
             elif kind != 'unexpected key':
                 reasons.append(line)
-        needed = rf'[ ".]{part}\.(?!out_norms\.)' if part else ''
+        needed = rf'[ ".]{part}\.(?!{OUTPUT_NORMS})' if part else ''
         if reasons := [line for line in reasons if re.search(needed, line)]:
             what = textwrap.shorten('; '.join(reasons), 300, placeholder=' ...')
             way = 'It takes what tools/train.py wrote with the same config and classes'
