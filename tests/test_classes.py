@@ -6,6 +6,7 @@ import random
 import re
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -16,6 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
+from mmengine.registry import TRANSFORMS
 from mmengine.runner import get_priority
 from PIL import Image
 from torch import nn
@@ -204,6 +206,20 @@ def test_every_head_is_named():
     check_heads(model, data)
 
 
+def test_heads_of_panoptic_data_have_its_things_or_all_classes():
+    model = nn.ModuleDict({'bbox_head': BoxHead(2), 'fusion_head': BoxHead(3)})
+    model['fusion_head'].num_things_classes = 2
+    data = SimpleNamespace(metainfo={'classes': NAMES, 'thing_classes': NAMES[:2]})
+    check_heads(model, data)
+    model['bbox_head'].num_classes = 3
+    with pytest.raises(ValueError, match=r'^model\.bbox_head\.num_classes=3, .* set 2 in these'):
+        check_heads(model, data)
+    model['bbox_head'].num_classes, model['fusion_head'].num_classes = 2, 2
+    message = r'^model\.fusion_head\.\(num_things_classes\+num_stuff_classes\)=2, .* set 3 in these'
+    with pytest.raises(ValueError, match=message):
+        check_heads(model, data)
+
+
 @pytest.mark.parametrize(
     ('task', 'count'),
     [('mask-rcnn', 80), ('mask2former', 80), ('retinanet', 80), ('dino', 80), ('fpn', 150)],
@@ -228,11 +244,11 @@ def segmentation(tmp_path, maps, classes=NAMES, size=(8, 6), **settings):
         Image.new('RGB', size).save(tmp_path / f'{i}.jpg')
         image = array if isinstance(array, Image.Image) else Image.fromarray(np.uint8(array))
         image.save(tmp_path / f'{i}.png')
-    return BaseSegDataset(
-        metainfo={'classes': classes},
-        data_prefix={'img_path': str(tmp_path), 'seg_map_path': str(tmp_path)},
-        **{'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}], **settings},
-    )
+    defaults = {
+        'data_prefix': {'img_path': str(tmp_path), 'seg_map_path': str(tmp_path)},
+        'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}],
+    }
+    return BaseSegDataset(metainfo={'classes': classes}, **{**defaults, **settings})
 
 
 def rows_of(*values):
@@ -381,6 +397,65 @@ def test_readers_of_ones_own_may_read_other_files(tmp_path):
         assert dataset[0]['gt_seg_map'].shape == (6, 8)
 
 
+@pytest.mark.parametrize('other', [-1, 255, 65535, None])
+def test_maps_of_ones_own_readers(tmp_path, other):
+    """Numbers of any type, one of them for pixels to ignore; or none, for another sample."""
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    class Reader(LoadAnnotations):
+        def transform(self, results):
+            if other is None and results['img_path'].endswith('0.jpg'):
+                return None
+            labels = rows_of(0, 1, 2, 0, 1, 2).astype(np.int64)
+            labels[0] = other or 0
+            return {**results, 'gt_seg_map': labels}
+
+    maps = [rows_of(0, 0, 0, 0, 0, 0)] * 2
+    for ignored in {other or 255, 9}:
+        dataset = segmentation(tmp_path, maps, pipeline=[Reader()], ignore_index=ignored)
+        passes = other in (None, ignored)
+        message = rf'0\.png has the labels {other}, .* {ignored} for pixels to ignore'
+        with nullcontext() if passes else pytest.raises(SampleError, match=message):
+            check_dataset(dataset)
+
+
+@pytest.mark.parametrize('name', ['0.tif', '0.h5', ['0.tif', '1.tif']])
+def test_pictures_that_only_their_reader_knows(tmp_path, name):
+    class Dataset(BaseDataset):
+        def load_data_list(self):
+            paths = [str(tmp_path / part) for part in ([name] if isinstance(name, str) else name)]
+            for path in paths:
+                Path(path).write_bytes(b'no picture for PIL')
+            image = paths if isinstance(name, list) else paths[0]
+            names = {'img_path': image, 'seg_map_path': str(tmp_path / '0.png')}
+            return [{**names, 'seg_fields': [], 'reduce_zero_label': False}]
+
+    segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)])
+    load = TRANSFORMS.build({'type': 'mmseg.LoadAnnotations'})
+    check_dataset(Dataset(metainfo={'classes': NAMES}, pipeline=[load]))
+    if isinstance(name, list):
+        dataset = Dataset(metainfo={'classes': NAMES}, pipeline=[load])
+        (tmp_path / name[1]).unlink()
+        with pytest.raises(FileNotFoundError, match=r'^1 of the files .* or empty: \S+1\.tif$'):
+            check_dataset(dataset)
+
+
+def test_objects_without_masks_or_classes_of_their_own(tmp_path):
+    """Masks of panoptic data are in PNGs; objects of RefCOCO have no class."""
+
+    class Dataset(BaseDataset):
+        def load_data_list(self):
+            name = str(tmp_path / '0.png')
+            box = {'bbox': BOX, 'bbox_label': 0, 'ignore_flag': 0}
+            panoptic = {'seg_map_path': name, 'segments_info': [], 'instances': [box]}
+            referring = {'instances': [{'mask': [], 'ignore_flag': 0}]}
+            return [{'img_path': name, **info} for info in (panoptic, referring)]
+
+    Image.new('L', (8, 6)).save(tmp_path / '0.png')
+    load = TRANSFORMS.build({'type': 'mmdet.LoadAnnotations', 'with_mask': True})
+    check_dataset(Dataset(metainfo={'classes': NAMES}, pipeline=[load]))
+
+
 @pytest.mark.parametrize(('mode', 'shape'), [('L', (4, 3)), ('RGB', (6, 8))])
 def test_maps_of_the_wrong_shape_whatever_reads_them(tmp_path, mode, shape):
     load = {'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'imdecode_backend': 'cv2'}
@@ -434,10 +509,12 @@ def test_masks_that_are_needed(tmp_path, is_whole):
         check_dataset(dataset)
     message = r'a\.json: 1 of 3 annotations have no segmentation \(ids 3\), which the metric segm'
     for metric in ('bbox', ['bbox', 'segm']):
-        evaluator = Evaluator([CocoMetric(str(tmp_path / 'a.json'), metric)])
-        passes = is_whole or metric == 'bbox'
-        with nullcontext() if passes else pytest.raises(ValueError, match=message):
-            check_masks(evaluator)
+        for classes in (NAMES, NAMES[:2]):  # the third object has no mask
+            evaluator = Evaluator([CocoMetric(str(tmp_path / 'a.json'), metric)])
+            evaluator.dataset_meta = {'classes': classes}
+            passes = is_whole or metric == 'bbox' or classes != NAMES
+            with nullcontext() if passes else pytest.raises(ValueError, match=message):
+                check_masks(evaluator)
 
 
 @pytest.mark.parametrize('first', [0, 1, 'a'])
@@ -449,7 +526,7 @@ def test_evaluation_counts_annotations_whatever_their_ids(tmp_path, first):
     image = data['images'][0]['id'] = 'b' if first == 'a' else 5
     for i, annotation in enumerate(data['annotations']):
         number = f'a{i}' if first == 'a' else first + i
-        annotation.update(id=number, image_id=image)  # and no iscrowd
+        annotation.update(id=number, image_id=image, **({'iscrowd': None} if i else {}))
     dataset = read(tmp_path, data, pipeline=[])
     metric = CocoMetric(str(tmp_path / 'a.json'))
     metric.dataset_meta = dataset.metainfo
@@ -506,5 +583,19 @@ def test_evaluators_read_the_file_of_their_data(tmp_path):
     cfg.val_evaluator = [{'ann_file': f'{tmp_path}/b.json'}]
     with pytest.raises(ValueError, match=r'b\.json is another file; set it to .*a\.json$'):
         check_paths(cfg, ('val',))
-    cfg.val_evaluator = [{'ann_file': f'{tmp_path}/a.json'}]
+    cfg.val_evaluator = [{'ann_file': f'{tmp_path}/b.json'}, {'ann_file': f'{tmp_path}/a.json'}]
     check_paths(cfg, ('val',))
+
+
+@pytest.mark.parametrize('is_read', [True, False])
+def test_folders_of_labels_are_needed_where_they_are_read(tmp_path, is_read):
+    steps = [{'type': 'LoadImageFromFile'}, *([{'type': 'LoadAnnotations'}] * is_read)]
+    prefix = {'img_path': str(tmp_path), 'seg_map_path': str(tmp_path / 'none')}
+    dataset = {'type': 'BaseSegDataset', 'data_prefix': prefix, 'pipeline': steps}
+    cfg = Config({'test_dataloader': {'dataset': dataset}})
+    with pytest.raises(FileNotFoundError, match='none does not') if is_read else nullcontext():
+        check_paths(cfg, ('test',))
+    (tmp_path / 'none').mkdir()
+    made = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], data_prefix=prefix, pipeline=steps)
+    with pytest.raises(FileNotFoundError, match=r'none/0\.png') if is_read else nullcontext():
+        check_dataset(made)

@@ -188,7 +188,8 @@ def check_rank(rank):
     model, hook = nn.Linear(1, 1), CheckInvalidLossHook()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
     runner = SimpleNamespace(iter=6, epoch=1, work_dir='out', model=model, optim_wrapper=wrapper)
-    data = {'data_samples': [SimpleNamespace(img_path=f'{rank}.jpg')]}
+    path = '0.jpg' if rank == 0 else ['1.jpg']  # several channels, several files
+    data = {'data_samples': [SimpleNamespace(img_path=path)]}
     loss = model(torch.ones(1)).sum() * (float('nan') if rank else 1.0)
     hook.before_train(runner)
     wrapper.update_params(loss)

@@ -107,7 +107,7 @@ def test_the_package_stays_small():
     # 4400 for blocks and families, 350 for the papers' variants, 1500 for exports, 800 for other
     # heads, networks and files, 850 for predictions, 850 for checks of data and settings, 600 for
     # runs that end early and files that are broken
-    assert sum(lines.values()) < 10450
+    assert sum(lines.values()) < 10500
     assert max(lines.values()) < 360  # the base class, most of it the docstring of its arguments
     assert lines[PACKAGE / 'deployment/fold.py'] <= 250
     names = [file.relative_to(PACKAGE).as_posix() for file in FILES]

@@ -89,7 +89,8 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
     """Check that the heads of a model have as many classes as a dataset.
 
     Heads whose classes are others are left out: region proposals, semantic branches of detectors,
-    and models that read the names of classes as text.
+    and models that read the names of classes as text. Of panoptic data, heads for boxes and masks
+    have the ``thing_classes``.
 
     Raises:
         ValueError: If not; names every head by its key in the config.
@@ -102,23 +103,23 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
         and hasattr(module, 'num_classes')
     }
     for part in find_datasets(dataset):
-        classes: Sequence[str] = getattr(part, 'metainfo', {}).get('classes') or ()
-        wrong = {
-            f'model.{name.removeprefix("module.")}.{_find_keys(module)}={module.num_classes}'
-            for name, module in heads.items()
-            if classes and module.num_classes != len(classes)
-        }
+        info = getattr(part, 'metainfo', {})
+        classes: Sequence[str] = info.get('classes') or ()
+        things = info.get('thing_classes') or classes
+        wrong: dict[tuple[str, ...], list[str]] = {}
+        for name, module in heads.items():
+            is_joint = hasattr(module, 'num_things_classes')  # Mask2Former's
+            key = '(num_things_classes+num_stuff_classes)' if is_joint else 'num_classes'
+            names = tuple(classes if is_joint else things)
+            if names and module.num_classes != len(names):
+                head = f'model.{name.removeprefix("module.")}.{key}={module.num_classes}'
+                wrong.setdefault(names, []).append(head)
         if wrong and not hasattr(model, 'language_model'):
+            names, found = wrong.popitem()
             raise ValueError(
-                f'{", ".join(sorted(wrong))}, but {type(part).__name__} has {len(classes)} classes '
-                f'({join_first(classes)}): set {len(classes)} in these heads'
+                f'{", ".join(sorted(found))}, but {type(part).__name__} has {len(names)} classes '
+                f'({join_first(names)}): set {len(names)} in these heads'
             )
-
-
-def _find_keys(head: Any) -> str:
-    """Settings that make the number of classes of a head; Mask2Former's has two."""
-    two = hasattr(head, 'num_things_classes')
-    return '(num_things_classes+num_stuff_classes)' if two else 'num_classes'
 
 
 def report_objects(dataset: Any, counts: Counter[int]) -> None:
@@ -156,18 +157,19 @@ def check_label_maps(dataset: Any) -> None:
     classes = dataset.metainfo.get('classes')
     if load is None or not classes:
         return
-    total = np.zeros(256, np.int64)
+    total = np.zeros(len(classes), np.int64)
     number = min(MAX_MAPS, len(dataset))
     for k in range(number):
         info = dataset.get_data_info(k * len(dataset) // number)
         folder = Path(info['seg_map_path']).parent
-        total += np.bincount(load(info)['gt_seg_map'].ravel(), minlength=256)
-    counts = total[: len(classes)]
+        labels = (load(info) or {}).get('gt_seg_map', total[:0])
+        used = labels[(labels >= 0) & (labels < len(classes))]
+        total += np.bincount(used.ravel(), minlength=len(classes))
     what = f'{type(dataset).__name__} ({folder}): {len(dataset)} images'
-    if not counts.sum():
+    if not total.sum():
         raise ValueError(f'{what}: {number} label maps were read, and no pixel belongs to a class')
     sample = f'; pixels of {number} label maps' if number < len(dataset) else ', pixels'
-    _report(f'{what}{sample}', 'pixel', counts.tolist(), classes)
+    _report(f'{what}{sample}', 'pixel', total.tolist(), classes)
 
 
 def _report(what: str, unit: str, counts: list[int], classes: Sequence[str]) -> None:

@@ -149,9 +149,10 @@ def check_masks(evaluator: Any) -> None:
     """
     for metric in getattr(evaluator, 'metrics', ()):
         coco = getattr(metric, '_coco_api', None)
-        if coco is None or 'segm' not in getattr(metric, 'metrics', ()):
+        if coco is None or metric.format_only or 'segm' not in getattr(metric, 'metrics', ()):
             continue
-        found = coco.dataset.get('annotations', ())
+        ids = set(coco.get_cat_ids(cat_names=metric.dataset_meta['classes']))
+        found = [a for a in coco.dataset.get('annotations', ()) if a['category_id'] in ids]
         if lacking := [str(a['id']) for a in found if not a.get('segmentation')]:
             where = getattr(coco, 'file', type(metric).__name__)
             raise ValueError(
@@ -168,7 +169,7 @@ def complete_annotations(content: Any) -> None:
     """
     annotations = content.get('annotations', ()) if isinstance(content, dict) else ()
     for annotation in annotations:
-        annotation.setdefault('iscrowd', 0)
+        annotation['iscrowd'] = annotation.get('iscrowd') or 0
     if not all(isinstance(a.get('id'), int) and a['id'] > 0 for a in annotations):
         for number, annotation in enumerate(annotations, 1):
             annotation['id'] = number

@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 from mmpatch.engine.classes import check_label_maps, find_datasets, report_objects, warn
 from mmpatch.engine.coco import check_coco, check_layout, complete_annotations
 from mmpatch.engine.errors import join_first
-from mmpatch.engine.samples import PATH_KEYS, watch_samples
+from mmpatch.engine.model import as_list
+from mmpatch.engine.samples import PATH_KEYS, reads_labels, watch_samples
 
 DATA_SOURCES = {
     'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
@@ -40,7 +41,10 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                 continue  # not on a local disk
             if root.is_file():
                 raise FileNotFoundError(f'data_root={root} is a file; give the folder of the data')
-            names = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+            prefixes = dict(dataset.get('data_prefix') or {})
+            if not reads_labels(dataset.get('pipeline')):
+                prefixes.pop('seg_map_path', None)
+            names = [dataset.get('ann_file'), *prefixes.values()]
             for path in [root, *(root / name for name in names if name)]:
                 if not path.exists():
                     kind = str(dataset.get('type', '')).split('.')[-1]
@@ -54,16 +58,20 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
 
 
 def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
-    """Metrics of COCO read the annotations a second time."""
-    place, evaluators = f'{split}_evaluator', cfg.get(f'{split}_evaluator') or []
-    for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
+    """Metrics of COCO read the annotations a second time; panoptic ones have another file, too."""
+    way, others = f'; set it to that of the data, {file}', []
+    for evaluator in as_list(cfg.get(f'{split}_evaluator')):
         given = evaluator.get('ann_file')
         if evaluator.get('backend_args') or not given or not file.is_file():
             continue
-        if not Path(given).is_file() or not file.samefile(given):
-            what = 'does not exist' if not Path(given).exists() else 'is another file'
-            error = FileNotFoundError if not Path(given).exists() else ValueError
-            raise error(f'{place}.ann_file={given} {what}; set it to that of the data, {file}')
+        what = f'{split}_evaluator.ann_file={given}'
+        if not Path(given).exists():
+            raise FileNotFoundError(f'{what} does not exist{way}')
+        if file.samefile(given):
+            return
+        others.append(what)
+    if others:
+        raise ValueError(f'{others[0]} is another file{way}')
 
 
 def replace_data_root(cfg: Config, data_root: str) -> None:
@@ -112,19 +120,20 @@ def check_dataset(dataset: Any) -> None:
         objects: Counter[int] | None = None  # by label
         steps, unmasked = getattr(part.pipeline, 'transforms', ()), 0
         with_mask = any(getattr(step, 'with_mask', False) for step in steps)
+        keys = PATH_KEYS if reads_labels(part.pipeline) else PATH_KEYS[:1]
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
-            paths = [info[key] for key in PATH_KEYS if info.get(key)]
+            paths = [path for key in keys for path in as_list(info.get(key)) if path]
             bad += (p for p in paths if not (os.path.exists(p) and os.path.getsize(p)))
-            if info.get('seg_map_path'):
+            if info.get('seg_map_path') in paths:
                 folder, name = os.path.split(info['seg_map_path'])
                 labels.setdefault(folder, set()).add(name)
             if 'instances' in info:
                 objects = objects or Counter()
-                unmasked += with_mask and sum('mask' not in box for box in info['instances'])
-                objects.update(
-                    box['bbox_label'] for box in info['instances'] if not box.get('ignore_flag')
-                )
+                boxes = [box for box in info['instances'] if 'bbox_label' in box]
+                objects.update(box['bbox_label'] for box in boxes if not box.get('ignore_flag'))
+                if with_mask and 'segments_info' not in info:  # masks of panoptic data are PNGs
+                    unmasked += sum('mask' not in box for box in boxes)
         if bad:
             raise FileNotFoundError(
                 f'{len(bad)} of the files that {type(part).__name__} names are missing or empty: '

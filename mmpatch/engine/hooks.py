@@ -16,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 from mmpatch.engine.classes import check_heads
 from mmpatch.engine.coco import check_masks
 from mmpatch.engine.data import check_dataset, watch_loader
+from mmpatch.engine.model import as_list
 from mmpatch.engine.storage import check_ranks, save_interrupted
 from mmpatch.registry import HOOKS
 
@@ -108,7 +109,8 @@ class CheckInvalidLossHook(Hook):
         """
         named = {k: torch.as_tensor(v).detach() for k, v in (outputs or {}).items() if 'loss' in k}
         samples = data_batch.get('data_samples', []) if isinstance(data_batch, dict) else []
-        self.seen += [(named, ', '.join(s.img_path for s in samples if hasattr(s, 'img_path')))]
+        paths = [p for sample in samples for p in as_list(getattr(sample, 'img_path', None))]
+        self.seen += [(named, ', '.join(paths))]
         is_loss = _is_any_rank(any(map(_is_spoiled, self.losses)))
         is_step = runner.optim_wrapper.should_update()
         is_left_out, seen = self.is_left_out, self.seen

@@ -11,6 +11,8 @@ from PIL import Image
 from mmpatch.engine.errors import SampleError, join_first
 
 PATH_KEYS = ('img_path', 'seg_map_path')
+#: Pictures of which OpenCV and PIL read the same size.
+PICTURES = ('.jpg', '.jpeg', '.png', '.bmp')
 
 
 def watch_samples(dataset: Any) -> None:
@@ -42,6 +44,12 @@ def _watch_steps(step: Any, dataset: Any) -> Any:
     return step
 
 
+def reads_labels(pipeline: Any) -> bool:
+    """Whether a step of a pipeline, or of a config of one, reads label maps."""
+    steps = getattr(pipeline, 'transforms', ())
+    return 'Annotations' in str(pipeline) or any(map(is_label_reader, steps))
+
+
 def is_label_reader(step: Any) -> bool:
     """Whether a step reads label maps as mmseg does; those of mmdet come with boxes."""
     kinds = type(getattr(step, 'inner', step)).__mro__
@@ -59,6 +67,9 @@ class Wrapper:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
 
     def __getattr__(self, name: str) -> Any:
         if name == 'inner':  # not set yet, when a worker unpickles this
@@ -136,7 +147,7 @@ class LabelReader(Wrapper):
             SampleError: If it is no picture of one byte a pixel, has another size than its image,
                 or a number in it is no class.
         """
-        path, count, is_reduced = info['seg_map_path'], self.count, info['reduce_zero_label']
+        path, is_reduced = info['seg_map_path'], info.get('reduce_zero_label', False)
         shape = info.get('ori_shape')  # of the picture, if it has been read
         is_own = not type(self.inner).__module__.startswith('mmseg.')  # and may read other files
         if self.imdecode_backend == 'pillow' and not self.backend_args and not is_own:
@@ -145,12 +156,15 @@ class LabelReader(Wrapper):
             result = self.inner(info)
         except Exception as error:
             raise SampleError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
-        read = result['gt_seg_map'].shape
-        if len(read) != 2 or (shape and read != tuple(shape)):
+        labels = (result or {}).get('gt_seg_map')
+        if labels is None:  # mmseg takes another sample, or a later step makes the map
+            return result
+        if labels.ndim != 2 or (shape and labels.shape != tuple(shape)):
             wanted = f'{tuple(shape)}, as its image' if shape else '(height, width)'
-            raise SampleError(f'{path} was read as an array of shape {read}, not {wanted}')
-        seen = np.flatnonzero(np.bincount(result['gt_seg_map'].ravel(), minlength=256))
-        if wrong := [str(i) for i in seen if i >= count and i != self.ignored]:
+            raise SampleError(f'{path} was read as an array of shape {labels.shape}, not {wanted}')
+        count = self.count
+        others = labels[((labels < 0) | (labels >= count)) & (labels != self.ignored)]
+        if wrong := [str(i) for i in np.unique(others)]:
             hint = '. If label 0 is no class, set reduce_zero_label=True in the dataset'
             raise SampleError(
                 f'{path} has the labels {join_first(wrong)}, but there are {count} classes: 0 to '
@@ -175,8 +189,8 @@ def _check_headers(path: str, image_path: str, size: Sequence[int] | None) -> No
             f'{path} is a picture of mode {mode}, not a label map: one byte a pixel, the number of '
             'its class'
         )
-    if size is None and Path(image_path).suffix.lower() not in Image.registered_extensions():
-        return  # of a reader of its own
+    if size is None and Path(str(image_path)).suffix.lower() not in PICTURES:
+        return
     if size is None:  # which color_type decides
         size = _read_header(image_path)[1]
         size = own if own == size[::-1] and _is_turned(image_path) else size
