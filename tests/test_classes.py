@@ -583,8 +583,11 @@ def test_evaluators_read_the_file_of_their_data(tmp_path):
     cfg.val_evaluator = [{'ann_file': f'{tmp_path}/b.json'}]
     with pytest.raises(ValueError, match=r'b\.json is another file; set it to .*a\.json$'):
         check_paths(cfg, ('val',))
-    cfg.val_evaluator = [{'ann_file': f'{tmp_path}/b.json'}, {'ann_file': f'{tmp_path}/a.json'}]
+    cfg.val_evaluator = [{'ann_file': f'{tmp_path}/{name}.json'} for name in 'ba']  # a panoptic set
     check_paths(cfg, ('val',))
+    cfg.val_evaluator.append({'ann_file': 'no.json'})
+    with pytest.raises(FileNotFoundError, match=r'no\.json does not exist'):
+        check_paths(cfg, ('val',))
 
 
 @pytest.mark.parametrize('is_read', [True, False])

@@ -59,7 +59,7 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
 
 def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
     """Metrics of COCO read the annotations a second time; panoptic ones have another file, too."""
-    way, others = f'; set it to that of the data, {file}', []
+    way, found = f'; set it to that of the data, {file}', {}
     for evaluator in as_list(cfg.get(f'{split}_evaluator')):
         given = evaluator.get('ann_file')
         if evaluator.get('backend_args') or not given or not file.is_file():
@@ -67,11 +67,9 @@ def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
         what = f'{split}_evaluator.ann_file={given}'
         if not Path(given).exists():
             raise FileNotFoundError(f'{what} does not exist{way}')
-        if file.samefile(given):
-            return
-        others.append(what)
-    if others:
-        raise ValueError(f'{others[0]} is another file{way}')
+        found[what] = file.samefile(given)
+    if found and not any(found.values()):
+        raise ValueError(f'{next(iter(found))} is another file{way}')
 
 
 def replace_data_root(cfg: Config, data_root: str) -> None:
