@@ -71,7 +71,8 @@ def get_core() -> Any:
 
     Where a CPU has AMX, each Core gives its thread another stack for signals. Two that are not
     closed in reverse order leave a stack that was freed, and the next signal that has a handler
-    (SIGINT, or the SIGCHLD of a data worker) ends the process without a word.
+    (SIGINT, or the SIGCHLD of a data worker) ends the process without a word. The stacks came with
+    https://github.com/openvinotoolkit/openvino/pull/11894.
     """
     import openvino
 
