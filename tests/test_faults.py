@@ -316,8 +316,12 @@ def test_resumption_does_not_take_an_older_file_of_the_same_name(tmp_path, monke
     Path('out/last_checkpoint').write_text('large/out/epoch_1.pth')
     cfg = Config({'work_dir': 'out', 'default_hooks': {'checkpoint': {'out_dir': 'large'}}})
     assert find_resumption(cfg) == 'large/out/epoch_1.pth'
-    with pytest.raises(FileNotFoundError, match=r'continue with --resume large/out/epoch_1\.pth$'):
+    message = r'--resume large/out/epoch_1\.pth, or with out/epoch_1\.pth, which is another file$'
+    with pytest.raises(FileNotFoundError, match=message):
         find_resumption(Config({'work_dir': 'out'}))
+    shutil.copytree('out', 'renamed')  # and its old name is that of another run
+    Path('renamed/last_checkpoint').write_text('large/out/epoch_1.pth')
+    assert find_resumption(Config({'work_dir': 'renamed'})) == 'renamed/epoch_1.pth'
 
 
 def test_resumption_through_a_link(tmp_path, monkeypatch):
@@ -339,6 +343,11 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     write_whole(link, b'1')
     assert pipe.is_fifo() and os.read(reader, 9) == b'1'
+    os.close(reader)
+    reader, writer = os.pipe()
+    write_whole(Path(f'/dev/fd/{writer}'), b'2')
+    os.close(writer)
+    assert os.read(reader, 9) == b'2'
     os.close(reader)
 
 

@@ -128,10 +128,10 @@ def write_whole(path: Path, content: bytes, sync: bool = False, part: str = '.pa
     Raises:
         OSError: If it cannot be written; an older file of this name is still there.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
-    if path.exists() and not path.is_file():  # a device or a pipe stays one, too
+    if path.exists() and not path.is_file():  # a device, or a pipe
         path.write_bytes(content)
         return
+    path = Path(os.path.realpath(path))  # a link stays one
     half = path.with_name(f'{path.name}{part}')
     try:
         with half.open('wb') as file:

@@ -31,8 +31,6 @@ from mmpatch.registry import HOOKS
 
 #: File of the work dir with the state in the middle of an epoch, until the next checkpoint.
 INTERRUPTED = 'interrupted.pth'
-#: Norms that a backbone has for each of its ``out_indices``: ours, and those of Swin and others.
-OUTPUT_NORMS = r'(out_norms|norm\d)\.'
 
 
 def keep_files_whole() -> None:
@@ -106,28 +104,30 @@ def find_resumption(cfg: Config) -> str | None:
     """Find what ``--resume`` without a path continues from: the last whole checkpoint.
 
     That is the one that ``last_checkpoint`` names, looked up in the work dir, which may have been
-    moved or copied; else the newest there. Warns of missing and damaged ones, and if there is none,
-    so that a first run can start with ``--resume`` as well.
+    moved or copied, and in ``out_dir``; else the newest there. Warns of missing and damaged ones,
+    and if there is none, so that a first run can start with ``--resume`` as well.
 
     Raises:
         FileNotFoundError: If none is whole, but ``last_checkpoint`` names one; or if the one that
-            it names is in another folder.
+            it names is in another folder, as after a run with another ``out_dir``.
     """
     folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     named = note.read_text().strip() if note.is_file() else ''
     template, other = hook.get('filename_tmpl'), hook.get('out_dir')
     names = [re.sub('{.*?}', '*', template)] if template else ['epoch_*.pth', 'iter_*.pth']
-    folders = [folder, *([Path(other, os.path.basename(os.path.abspath(folder)))] if other else [])]
+    name = os.path.basename(os.path.abspath(folder))  # in out_dir, too
+    folders = [folder, *([Path(other, name)] if other else [])]
     files = [p for where in folders for k in (*names, INTERRUPTED) for p in where.glob(k)]
     files.sort(key=os.path.getmtime, reverse=True)
     first = [file for where in folders if (file := where / Path(named).name).is_file()]
-    if os.path.isfile(named):  # not moved; where it was copied, the copy is taken
-        first = [f for f in first if f.samefile(named) or filecmp.cmp(f, named, shallow=False)]
-        if not first:
-            raise FileNotFoundError(
-                f'{note} names {named}, which is in another folder; continue with --resume {named}'
-            )
+    if os.path.isfile(named) and (not first or Path(named).parent.name == name):
+        same = [f for f in first if f.samefile(named) or filecmp.cmp(f, named, shallow=False)]
+        if not same:
+            also = f', or with {first[0]}, which is another file' if first else ''
+            what = f'{note} names {named}, which is in another folder; continue with --resume '
+            raise FileNotFoundError(f'{what}{named}{also}')
+        first = same
     elif named and not first:
         text = f'{note} names {named}, which does not exist; --resume takes the newest one there is'
         print_log(text, logger='current', level=logging.WARNING)
@@ -218,7 +218,12 @@ def load_strictly(runner: Runner, filename: str, *args: Any, part: str = '', **k
                 reasons += [f'no {name}' for name in names.split(', ')]
             elif kind != 'unexpected key':
                 reasons.append(line)
-        needed = rf'[ ".]{part}\.(?!{OUTPUT_NORMS})' if part else ''
+        # Swin and others call their output norms norm0 to norm3. MSCAN, which has no out_indices,
+        # has norms of these names between its stages.
+        parts = [m for n, m in runner.model.named_modules() if n.split('.')[-1] == part]
+        is_chosen = any(hasattr(module, 'out_indices') for module in parts)
+        norms = r'(out_norms|norm\d)\.' if is_chosen else r'out_norms\.'
+        needed = rf'[ ".]{part}\.(?!{norms})' if part else ''
         if reasons := [line for line in reasons if re.search(needed, line)]:
             what = textwrap.shorten('; '.join(reasons), 300, placeholder=' ...')
             way = 'It takes what tools/train.py wrote with the same config and classes'
