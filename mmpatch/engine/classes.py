@@ -105,7 +105,7 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
     for part in find_datasets(dataset):
         info = getattr(part, 'metainfo', {})
         classes: Sequence[str] = info.get('classes') or ()
-        things = info.get('thing_classes') or classes
+        things = [name for name in info.get('thing_classes', ()) if name in classes] or classes
         wrong: dict[tuple[str, ...], list[str]] = {}
         for name, module in heads.items():
             is_joint = hasattr(module, 'num_things_classes')  # Mask2Former's
@@ -115,11 +115,12 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
                 head = f'model.{name.removeprefix("module.")}.{key}={module.num_classes}'
                 wrong.setdefault(names, []).append(head)
         if wrong and not hasattr(model, 'language_model'):
-            names, found = wrong.popitem()
-            raise ValueError(
+            lines = [
                 f'{", ".join(sorted(found))}, but {type(part).__name__} has {len(names)} classes '
                 f'({join_first(names)}): set {len(names)} in these heads'
-            )
+                for names, found in wrong.items()
+            ]
+            raise ValueError('; '.join(lines))
 
 
 def report_objects(dataset: Any, counts: Counter[int]) -> None:
@@ -157,14 +158,18 @@ def check_label_maps(dataset: Any) -> None:
     classes = dataset.metainfo.get('classes')
     if load is None or not classes:
         return
-    total = np.zeros(len(classes), np.int64)
+    total, is_read = np.zeros(len(classes), np.int64), False
     number = min(MAX_MAPS, len(dataset))
     for k in range(number):
         info = dataset.get_data_info(k * len(dataset) // number)
         folder = Path(info['seg_map_path']).parent
-        labels = (load(info) or {}).get('gt_seg_map', total[:0])
-        used = labels[(labels >= 0) & (labels < len(classes))]
-        total += np.bincount(used.ravel(), minlength=len(classes))
+        labels = (load(info) or {}).get('gt_seg_map')
+        if labels is None:
+            continue
+        is_read, used = True, labels[(labels >= 0) & (labels < len(classes))]
+        total += np.bincount(used.ravel().astype(np.int64), minlength=len(classes))
+    if not is_read:  # a later step makes the maps
+        return
     what = f'{type(dataset).__name__} ({folder}): {len(dataset)} images'
     if not total.sum():
         raise ValueError(f'{what}: {number} label maps were read, and no pixel belongs to a class')

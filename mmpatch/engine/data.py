@@ -42,7 +42,7 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
             if root.is_file():
                 raise FileNotFoundError(f'data_root={root} is a file; give the folder of the data')
             prefixes = dict(dataset.get('data_prefix') or {})
-            if not reads_labels(dataset.get('pipeline')):
+            if split == 'test' and not reads_labels(dataset.get('pipeline')):
                 prefixes.pop('seg_map_path', None)
             names = [dataset.get('ann_file'), *prefixes.values()]
             for path in [root, *(root / name for name in names if name)]:
@@ -54,11 +54,12 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                         ' To train elsewhere, pass --cfg-options data_root=FOLDER; to draw a small '
                         'set of the same layout, run python tools/make_toy_data.py.'
                     )
-            _check_evaluators(cfg, split, root / (dataset.get('ann_file') or ''))
+            file = root / (dataset.get('ann_file') or '')
+            _check_evaluators(cfg, split, file, 'Panoptic' in str(dataset.get('type')))
 
 
-def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
-    """Metrics of COCO read the annotations a second time; panoptic ones have another file, too."""
+def _check_evaluators(cfg: Config, split: str, file: Path, is_panoptic: bool) -> None:
+    """Metrics of COCO read the annotations again; of panoptic data, some read another file."""
     way, found = f'; set it to that of the data, {file}', {}
     for evaluator in as_list(cfg.get(f'{split}_evaluator')):
         given = evaluator.get('ann_file')
@@ -68,8 +69,9 @@ def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
         if not Path(given).exists():
             raise FileNotFoundError(f'{what} does not exist{way}')
         found[what] = file.samefile(given)
-    if found and not any(found.values()):
-        raise ValueError(f'{next(iter(found))} is another file{way}')
+    others = [what for what, is_same in found.items() if not is_same]
+    if others and not (is_panoptic and len(others) < len(found)):
+        raise ValueError(f'{others[0]} is another file{way}')
 
 
 def replace_data_root(cfg: Config, data_root: str) -> None:
@@ -97,11 +99,15 @@ def replace_data_root(cfg: Config, data_root: str) -> None:
     cfg.data_root = data_root
 
 
-def check_dataset(dataset: Any) -> None:
+def check_dataset(dataset: Any, is_test: bool = False) -> None:
     """Check the files and labels of a built dataset, and make errors of its pipeline name samples.
 
     One line says what there is of each class. Labels without an image, which the hosts skip, give
     one warning with their number. Datasets that are not on a local disk are left alone.
+
+    Args:
+        dataset: Of MMEngine, or a wrapper of several.
+        is_test: Whether it may have no labels, if no step of its pipeline reads any.
 
     Raises:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
@@ -117,8 +123,11 @@ def check_dataset(dataset: Any) -> None:
         labels: dict[str, set[str]] = {}  # names by folder
         objects: Counter[int] | None = None  # by label
         steps, unmasked = getattr(part.pipeline, 'transforms', ()), 0
-        with_mask = any(getattr(step, 'with_mask', False) for step in steps)
-        keys = PATH_KEYS if reads_labels(part.pipeline) else PATH_KEYS[:1]
+        with_mask = any(
+            getattr(step, 'with_mask', False) and 'Panoptic' not in type(step).__name__
+            for step in steps  # masks of panoptic data are PNGs
+        )
+        keys = PATH_KEYS[: 1 if is_test and not reads_labels(part.pipeline) else 2]
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
             paths = [path for key in keys for path in as_list(info.get(key)) if path]
@@ -130,8 +139,7 @@ def check_dataset(dataset: Any) -> None:
                 objects = objects or Counter()
                 boxes = [box for box in info['instances'] if 'bbox_label' in box]
                 objects.update(box['bbox_label'] for box in boxes if not box.get('ignore_flag'))
-                if with_mask and 'segments_info' not in info:  # masks of panoptic data are PNGs
-                    unmasked += sum('mask' not in box for box in boxes)
+                unmasked += with_mask and sum('mask' not in box for box in boxes)
         if bad:
             raise FileNotFoundError(
                 f'{len(bad)} of the files that {type(part).__name__} names are missing or empty: '

@@ -47,7 +47,7 @@ def _watch_steps(step: Any, dataset: Any) -> Any:
 def reads_labels(pipeline: Any) -> bool:
     """Whether a step of a pipeline, or of a config of one, reads label maps."""
     steps = getattr(pipeline, 'transforms', ())
-    return 'Annotations' in str(pipeline) or any(map(is_label_reader, steps))
+    return 'Annotation' in str(pipeline) or any(map(is_label_reader, steps))
 
 
 def is_label_reader(step: Any) -> bool:
