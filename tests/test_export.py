@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,14 @@ def need(suffix):
         pytest.importorskip(package)
 
 
+def run_child(code, *words):
+    """Run code that may import this file in a process of its own."""
+    env = child_environment()
+    env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent), env['PYTHONPATH']])
+    command = [sys.executable, '-c', code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
 def write(file, model=None, **kwargs):
     return mmpatch.export(model or make(), file, **{'input_size': SIZE, **kwargs})
 
@@ -103,8 +112,7 @@ def test_files_run_without_mmpatch_at_other_sizes(suffix, tmp_path, torch_seed):
                 pairs = [(x, model(x)) for x in xs]
             names.append(str(file.with_suffix('')))
             torch.save(pairs, names[-1] + '.pairs')
-    command = [sys.executable, '-c', CHILD, suffix, *names]
-    result = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    result = run_child(CHILD, suffix, *names)
     assert not result.returncode, result.stderr[-2000:]
     assert len(result.stdout.splitlines()) == 3 * len(names)
 
@@ -318,10 +326,7 @@ def test_a_disk_that_is_full_does_not_end_the_process(tmp_path):
         'try: write(sys.argv[1])\n'
         'except ExportError as error: print(error)\n'
     )
-    file = tmp_path / 'a.pt2'
-    env = {**child_environment(), 'PYTHONPATH': str(Path(__file__).parent)}
-    command = [sys.executable, '-c', code, str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    result = run_child(code, tmp_path / 'a.pt2')
     assert 'a.pt2 cannot be written' in result.stdout, result.stderr[-2000:]
     assert not list(tmp_path.iterdir())
 
@@ -339,9 +344,7 @@ def test_a_signal_does_not_end_a_process_that_has_closed_files(tmp_path):
         'signal.signal(signal.SIGUSR1, lambda *_: print("handled"))\n'
         'signal.raise_signal(signal.SIGUSR1)\n'
     )
-    env = {**child_environment(), 'PYTHONPATH': str(Path(__file__).parent)}
-    command = [sys.executable, '-c', code, str(tmp_path / 'a.xml')]
-    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    result = run_child(code, tmp_path / 'a.xml')
     assert (result.returncode, result.stdout[-8:]) == (0, 'handled\n'), result.stderr[-2000:]
 
 

@@ -36,6 +36,18 @@ def test_leaks_are_found(kind, tmp_path, monkeypatch):
         assert (row.held < row.tried / 2) == (kind == 'leaking'), row
 
 
+@pytest.mark.parametrize(('leak', 'held'), [(0, 36), (0.01, 4)])
+def test_large_batches_are_no_leak(leak, held, monkeypatch):
+    """Memory that 2,000 iterations need only at their peaks, and 0.5 MB more in each epoch."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    from reliability import child, load
+
+    sizes = [100 + 7 * step % 50 + leak * step for step in range(2000)]
+    samples = [child.Sample(step + 1, size, 4) for step, size in enumerate(sizes)]
+    row = load.make_memory_row(load.find_least(samples), 'memory in use', '', 200)
+    assert (row.tried, row.held) == (36, held), row
+
+
 def test_a_tool_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'tools')
     from reliability import child

@@ -158,17 +158,18 @@ def check_label_maps(dataset: Any) -> None:
     classes = dataset.metainfo.get('classes')
     if load is None or not classes:
         return
-    total, is_read = np.zeros(len(classes), np.int64), False
-    number = min(MAX_MAPS, len(dataset))
-    for k in range(number):
-        info = dataset.get_data_info(k * len(dataset) // number)
+    total, number = np.zeros(len(classes), np.int64), 0
+    asked = min(MAX_MAPS, len(dataset))
+    for k in range(asked):
+        info = dataset.get_data_info(k * len(dataset) // asked)
         folder = Path(info['seg_map_path']).parent
         labels = (load(info) or {}).get('gt_seg_map')
-        if labels is None:
+        if labels is None:  # a later step makes the map
             continue
-        is_read, used = True, labels[(labels >= 0) & (labels < len(classes))]
+        number += 1
+        used = labels[(labels >= 0) & (labels < len(classes))]
         total += np.bincount(used.ravel().astype(np.int64), minlength=len(classes))
-    if not is_read:  # a later step makes the maps
+    if not number:
         return
     what = f'{type(dataset).__name__} ({folder}): {len(dataset)} images'
     if not total.sum():
