@@ -319,9 +319,23 @@ def test_resumption_does_not_take_an_older_file_of_the_same_name(tmp_path, monke
     message = r'--resume large/out/epoch_1\.pth, or with out/epoch_1\.pth, which is another file$'
     with pytest.raises(FileNotFoundError, match=message):
         find_resumption(Config({'work_dir': 'out'}))
-    shutil.copytree('out', 'renamed')  # and its old name is that of another run
-    Path('renamed/last_checkpoint').write_text('large/out/epoch_1.pth')
-    assert find_resumption(Config({'work_dir': 'renamed'})) == 'renamed/epoch_1.pth'
+    Path('out').rename('renamed')
+    cfg.work_dir = 'renamed'
+    with pytest.raises(FileNotFoundError, match=r'large/out/epoch_1\.pth, or with renamed/epoch_1'):
+        find_resumption(cfg)
+
+
+@pytest.mark.parametrize('place', ['renamed', 'moved/out'])
+def test_resumption_in_a_work_dir_whose_place_another_run_has_taken(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value in range(2):
+        Path('out').mkdir()
+        torch.save({'a': torch.full((9,), value)}, 'out/epoch_1.pth')
+        Path('out/last_checkpoint').write_text(f'{tmp_path}/out/epoch_1.pth')
+        if not value:
+            shutil.move('out', place)
+    Path(place, 'epoch_0.pth').symlink_to('gone')
+    assert find_resumption(Config({'work_dir': place})) == f'{place}/epoch_1.pth'
 
 
 def test_resumption_through_a_link(tmp_path, monkeypatch):

@@ -104,8 +104,8 @@ def find_resumption(cfg: Config) -> str | None:
     """Find what ``--resume`` without a path continues from: the last whole checkpoint.
 
     That is the one that ``last_checkpoint`` names, looked up in the work dir, which may have been
-    moved or copied, and in ``out_dir``; else the newest there. Warns of missing and damaged ones,
-    and if there is none, so that a first run can start with ``--resume`` as well.
+    moved or copied, and in ``out_dir``; else the one written last. Warns of missing and damaged
+    ones, and if there is none, so that a first run can start with ``--resume`` as well.
 
     Raises:
         FileNotFoundError: If none is whole, but ``last_checkpoint`` names one; or if the one that
@@ -113,16 +113,19 @@ def find_resumption(cfg: Config) -> str | None:
     """
     folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    named = note.read_text().strip() if note.is_file() else ''
+    named = note.read_text(errors='replace').strip() if note.is_file() else ''
     template, other = hook.get('filename_tmpl'), hook.get('out_dir')
     names = [re.sub('{.*?}', '*', template)] if template else ['epoch_*.pth', 'iter_*.pth']
-    name = os.path.basename(os.path.abspath(folder))  # in out_dir, too
-    folders = [folder, *([Path(other, name)] if other else [])]
+    folders = [folder, *([Path(other, os.path.basename(os.path.abspath(folder)))] if other else [])]
     files = [p for where in folders for k in (*names, INTERRUPTED) for p in where.glob(k)]
+    files = [p for p in files if p.is_file()]  # no link to one that is gone
     files.sort(key=os.path.getmtime, reverse=True)
     first = [file for where in folders if (file := where / Path(named).name).is_file()]
-    if os.path.isfile(named) and (not first or Path(named).parent.name == name):
-        same = [f for f in first if f.samefile(named) or filecmp.cmp(f, named, shallow=False)]
+    if os.path.isfile(named):
+        # Beside a note of its own it belongs to the work dir that this one was copied from, or to
+        # a run that has taken its place; else out_dir holds it.
+        is_noted = Path(named).with_name('last_checkpoint').is_file()
+        same = [f for f in first if is_noted or filecmp.cmp(f, named, shallow=False)]
         if not same:
             also = f', or with {first[0]}, which is another file' if first else ''
             what = f'{note} names {named}, which is in another folder; continue with --resume '
