@@ -120,6 +120,16 @@ def test_tools_read_configs_of_hosts_by_name(suffix):
     assert found == hub.get_config(f'{name}.py').to_dict() and found['default_scope'] == 'mmseg'
 
 
+@pytest.mark.parametrize('suffix', ['', '.py'])
+def test_work_dirs_have_the_whole_name_of_a_config(suffix, monkeypatch):
+    """Names of hosts have dots; two runs in one folder would resume from each other."""
+    monkeypatch.setenv('MMPATCH_KEEP_HEAP', '0')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    name = 'unet-s5-d16_fcn_4xb4-ce-1.0-dice-3.0-40k_drive-64x64'
+    args = tool.make_parser('').parse_args([f'mmseg::unet/{name}{suffix}'])
+    assert tool.read_config(args).work_dir == f'work_dirs/{name}'
+
+
 def test_all_names_are_listed():
     listed = BaseInferencer.list_models('mmpatch')
     stems = [name.split('/')[1].removesuffix('.py') for name in mmpatch.list_configs()]

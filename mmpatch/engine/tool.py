@@ -5,6 +5,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -120,7 +121,8 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         replace_data_root(cfg, str(options.pop('data_root')))
     override_settings(cfg, options)
     cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    name = re.sub(r'\.(py|json|ya?ml)$', '', Path(args.config).name)  # which may have more dots
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     host = import_host(cfg, args.config)
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{args.config} has no model=dict(...): is it a config of {host}?')
