@@ -9,13 +9,14 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import TRANSFORMS
@@ -26,7 +27,7 @@ from torch import nn
 import mmpatch
 from mmpatch.engine import DataCheckHook
 from mmpatch.engine.build import build_model
-from mmpatch.engine.classes import check_dataset_types, check_heads
+from mmpatch.engine.classes import check_dataset_types, check_heads, check_order
 from mmpatch.engine.coco import check_coco, check_layout, check_masks
 from mmpatch.engine.data import build_dataloader, check_annotation_files, check_dataset, check_paths
 from mmpatch.engine.errors import SampleError, describe_mistake
@@ -152,7 +153,7 @@ def test_annotations_that_mmdet_drops_are_counted(tmp_path, warnings):
         (content(names=('box', 'box', 'cone')), 'give every category a name of its own'),
         (content([(0.1, 0.2, 0.3, 0.4)] * 3), 'none of its 3 annotations .* in pixels'),
         (content([(20, 15, 30, 25)] * 3), '3 of 3 boxes reach beyond .* not two corners'),
-        (content([], labels=[]), '1 images without one object that can be used'),
+        (content([], labels=[]), r'a\.json: no image has an object that can be used'),
     ],
 )
 def test_files_that_cannot_train(tmp_path, data, error):
@@ -187,13 +188,13 @@ class BoxHead(nn.Module):
         self.num_classes = num_classes
 
 
-class RPNHead(BoxHead):
-    pass
+class STDCHead(BoxHead):
+    """A head for boundaries, as mmseg's of this name."""
 
 
 def test_every_head_is_named():
     model = nn.Module()
-    model.rpn_head = RPNHead(1)
+    model.rpn_head, model.auxiliary_head = BoxHead(1), nn.ModuleList([STDCHead(2)])
     model.roi_head = nn.ModuleDict(
         {'bbox_head': nn.ModuleList([BoxHead(80), BoxHead(3)]), 'mask_head': BoxHead(80)}
     )
@@ -210,7 +211,8 @@ def test_every_head_is_named():
 def test_heads_of_panoptic_data_have_its_things_or_all_classes():
     model = nn.ModuleDict({'bbox_head': BoxHead(2), 'fusion_head': BoxHead(3)})
     model['fusion_head'].num_things_classes = 2
-    data = SimpleNamespace(metainfo={'classes': NAMES, 'thing_classes': NAMES[:2]})
+    info = {'classes': NAMES, 'thing_classes': NAMES[:2], 'stuff_classes': NAMES[2:]}
+    data = SimpleNamespace(metainfo=info)
     check_heads(model, data)
     model['bbox_head'].num_classes = 3
     with pytest.raises(ValueError, match=r'^model\.bbox_head\.num_classes=3, .* set 2 in these'):
@@ -221,8 +223,10 @@ def test_heads_of_panoptic_data_have_its_things_or_all_classes():
     )
     with pytest.raises(ValueError, match=message):
         check_heads(model, data)
-    data.metainfo['thing_classes'] = ('person', NAMES[0])  # of the type, with other classes
-    model['bbox_head'].num_classes, model['fusion_head'].num_classes = 1, 3
+    model['bbox_head'].num_classes, model['fusion_head'].num_classes = 1, 2
+    info['classes'] = NAMES[1:]
+    check_heads(model, data)
+    info['classes'] = ('person', 'cone')  # of which the type does not know what they are
     check_heads(model, data)
 
 
@@ -361,9 +365,9 @@ def test_label_maps_have_the_size_of_the_picture_that_is_read(tmp_path, color_ty
     exif[0x0112] = 6
     Image.new('RGB', (8, 6)).save(tmp_path / '0.jpg', exif=exif)
     is_turned = color_type == 'color'
-    check_dataset(dataset)  # does not read the picture
-    with pytest.raises(SampleError, match='8x6 .* has 6x8') if is_turned else nullcontext():
-        dataset[0]
+    for read_map in (lambda: check_dataset(dataset), lambda: dataset[0]):
+        with pytest.raises(SampleError, match='8x6 .* has 6x8') if is_turned else nullcontext():
+            read_map()
 
 
 def test_steps_inside_others_are_checked(tmp_path):
@@ -484,8 +488,10 @@ def test_maps_of_the_wrong_shape_whatever_reads_them(tmp_path, mode, shape):
     dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], pipeline=[*load])
     watch_samples(dataset)
     Image.new(mode, shape[::-1]).save(tmp_path / '0.png')
-    read = re.escape(str(shape if mode == 'L' else (*shape, 3)))
-    message = rf'0\.png was read as an array of shape {read}, not \(6, 8\), as its image$'
+    message = {
+        'L': r'0\.png has 3x4 pixels, its image \S+/0\.jpg has 8x6$',
+        'RGB': r'0\.png was read as an array of shape \(6, 8, 3\), not \(H, W\)$',
+    }[mode]
     with pytest.raises(SampleError, match=message):
         dataset[0]
 
@@ -565,26 +571,16 @@ def settings_of(tmp_path, **dataset):
     return Config({'default_scope': 'mmseg', 'train_dataloader': {'dataset': dataset}})
 
 
-STEP = {'type': 'LoadAnnotations', 'reduce_zero_label': True}
 PLACE = r'train_dataloader\.dataset'
 
 
 @pytest.mark.parametrize(
     ('dataset', 'error'),
     [
-        ({}, rf'{PLACE}: BaseSegDataset has no classes; set metainfo=dict\(classes='),
         ({'metainfo': {'classes': 'box'}}, rf"{PLACE}.metainfo.classes='box' is one string: write"),
         (
             {'type': 'ADE20KDataset', 'metainfo': {'classes': NAMES}},
             rf"{PLACE}\.metainfo\.classes: apple, cone: not among the 150 .* type='BaseSegDataset'",
-        ),
-        (
-            {'metainfo': {'classes': NAMES}, 'pipeline': [STEP]},
-            rf'{PLACE}: reduce_zero_label=False in the dataset, True in LoadAnnotations of its',
-        ),
-        (
-            {'metainfo': {'classes': NAMES}},
-            rf"no file in .* ends with \.jpg; set {PLACE}\.img_suffix='\.png'",
         ),
     ],
 )
@@ -595,9 +591,84 @@ def test_settings_of_segmentation_data(tmp_path, dataset, error):
         check_dataset_types(settings_of(tmp_path, **dataset), ('train',))
 
 
+@pytest.mark.parametrize(
+    ('settings', 'error'),
+    [
+        ({'classes': ()}, r'BaseSegDataset has no classes; set metainfo=dict\(classes='),
+        (
+            {'pipeline': [{'type': 'LoadAnnotations', 'reduce_zero_label': True}]},
+            'reduce_zero_label=False in BaseSegDataset, True in LoadAnnotations of its',
+        ),
+        ({'img_suffix': '.bmp'}, r"no file in .* ends with \.bmp; set img_suffix='\.jpg' in the"),
+        ({'data_prefix': None}, r'0\.jpg has no label map: set data_prefix=dict\(seg_map_path='),
+    ],
+)
+def test_settings_of_a_dataset_that_is_built(tmp_path, settings, error):
+    check_annotation_files('mmseg')
+    if 'data_prefix' in settings:
+        settings = {'data_prefix': {'img_path': str(tmp_path)}}
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        check_dataset(segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], **settings))
+
+
+def test_settings_that_a_class_of_ones_own_makes(tmp_path):
+    from mmseg.datasets import BaseSegDataset
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    class Drawn(LoadAnnotations):
+        """Draws polygons into a map of the size of the picture."""
+
+        def transform(self, info):
+            return {**info, 'gt_seg_map': np.zeros(info['img_shape'], np.uint8)}
+
+    class Listed(BaseSegDataset):
+        METAINFO: ClassVar = {}
+
+        def __init__(self, **kwargs):
+            kwargs['metainfo'] = {'classes': NAMES}
+            super().__init__(reduce_zero_label=True, img_suffix='.bmp', **kwargs)
+
+        def load_data_list(self):
+            return [{'img_path': str(tmp_path / '0.jpg'), 'seg_fields': []}]
+
+    segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)])
+    dataset = {'type': Listed, 'data_root': str(tmp_path), 'subset': 'a'}
+    cfg = Config({'default_scope': 'mmseg', 'train_dataloader': {'dataset': dataset}})
+    check_dataset_types(cfg, ('train',))
+    load = TRANSFORMS.build({'type': 'LoadImageFromFile'})
+    made = Listed(pipeline=[load, Drawn(reduce_zero_label=True)])
+    made.dataset = 'a part'  # is no wrapper
+    check_dataset(made)
+    assert made[0]['gt_seg_map'].shape == (6, 8)
+
+
+def test_orders_of_classes_agree(tmp_path):
+    train, val = (SimpleNamespace(metainfo={'classes': names}) for names in (NAMES, NAMES[:2]))
+    check_order(train, val)
+    val.metainfo['classes'] = NAMES[::-1]
+    with pytest.raises(ValueError, match=r'two orders \(apple, box, cone; cone, box, apple\)'):
+        check_order(train, SimpleNamespace(datasets=[val]))
+
+
+def test_data_without_objects_beside_others(tmp_path):
+    """Hard negatives, or what semi-supervised learning reads."""
+    some = read(tmp_path, content(), pipeline=[])
+    none = read(tmp_path, content([], labels=[]), pipeline=[])
+    check_dataset(ConcatDataset([none, some]))
+    with pytest.raises(ValueError, match=r'a\.json: no image has an object that can be used'):
+        check_dataset(ConcatDataset([read(tmp_path, content([], labels=[]), pipeline=[])] * 2))
+
+
+def test_maps_that_are_mostly_ignored(tmp_path):
+    maps = [rows_of(255, 255, 255, 255, 255, 255)] * 60
+    maps[-1] = rows_of(0, 1, 2, 0, 1, 2)
+    check_dataset(segmentation(tmp_path, maps))
+
+
 def test_evaluators_read_the_file_of_their_data(tmp_path):
     for name in ('a.json', 'b.json'):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(name)
+    (tmp_path / 'copy.json').write_text('a.json')
     dataset = {'type': 'CocoDataset', 'data_root': str(tmp_path), 'ann_file': 'a.json'}
     cfg = Config({'val_dataloader': {'dataset': dataset}, 'val_evaluator': {'ann_file': 'no.json'}})
     with pytest.raises(FileNotFoundError, match=r'^val_evaluator\.ann_file=no\.json does not exis'):
@@ -608,12 +679,13 @@ def test_evaluators_read_the_file_of_their_data(tmp_path):
     cfg.val_evaluator = [{'ann_file': f'{tmp_path}/{name}.json'} for name in 'ab']
     with pytest.raises(ValueError, match=r'b\.json is another file; set it to .*a\.json$'):
         check_paths(cfg, ('val',))
-    dataset['type'] = 'CocoPanopticDataset'  # whose boxes are in a file of their own
-    cfg.val_dataloader.dataset = dataset
-    check_paths(cfg, ('val',))
-    cfg.val_evaluator.append({'ann_file': 'no.json'})
-    with pytest.raises(FileNotFoundError, match=r'no\.json does not exist'):
+    several = {'type': 'ConcatDataset', 'datasets': [dataset, dataset]}
+    panoptic = {**dataset, 'type': 'CocoPanopticDataset'}  # whose boxes are in a file of their own
+    for cfg.val_dataloader.dataset in (several, panoptic):
         check_paths(cfg, ('val',))
+    cfg.val_dataloader.dataset = dataset
+    cfg.val_evaluator = {'ann_file': f'{tmp_path}/copy.json'}
+    check_paths(cfg, ('val',))
 
 
 @pytest.mark.parametrize('is_test', [True, False])

@@ -1,6 +1,5 @@
 """Checks that the classes of data and heads agree, and that there is something to learn."""
 
-import inspect
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,31 +9,31 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch import nn
 
 from mmpatch.engine.errors import MAX_NAMES, join_first
-from mmpatch.engine.samples import is_label_reader
+from mmpatch.engine.samples import SampleNamingPipeline, is_hosts, is_label_reader
 
 #: Label maps that are read before the first iteration.
 MAX_MAPS = 50
-#: Words in the types of heads whose classes are not those of the data.
-OTHER_HEADS = ('RPN', 'Semantic', 'PanopticFPN')
+#: Heads whose classes are not those of the data, by their place in a model, or by their type.
+OTHER_PLACES, OTHER_HEADS = ('rpn_head', 'semantic_head'), {'STDCHead', 'VPDDepthHead'}
 warn = partial(print_log, logger='current', level=logging.WARNING)
 
 
 def check_dataset_types(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check what the datasets of a config say of classes, suffixes and label 0, and build none.
+    """Check the classes that a config gives to its datasets, and build none.
 
     Raises:
-        ValueError: If the classes cannot be those of the dataset type, a dataset of mmseg has none,
-            no picture has its suffix, or ``reduce_zero_label`` is set in one place of two.
+        ValueError: If they are one string, or cannot be those of a dataset type of mmseg.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in find_datasets(loader.dataset) if loader else ():
-            place = f'{split}_dataloader.dataset'
+            place = f'{split}_dataloader.dataset.metainfo.classes'
             with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
                 registry.import_from_location()
                 kind = dataset.get('type')
@@ -42,70 +41,58 @@ def check_dataset_types(cfg: Config, splits: tuple[str, ...]) -> None:
             classes = (dataset.get('metainfo') or {}).get('classes')
             if isinstance(classes, str):
                 if not Path(classes).is_file():
-                    raise ValueError(
-                        f'{place}.metainfo.classes={classes!r} is one string: write ({classes!r},)'
-                    )
+                    raise ValueError(f'{place}={classes!r} is one string: write ({classes!r},)')
                 classes = Path(classes).read_text().splitlines()  # as MMEngine reads it
-            if hasattr(kind, 'get_label_map'):  # mmseg
-                _check_segmentation(place, dataset, kind, classes)
+            fixed = kind.METAINFO.get('classes') if hasattr(kind, 'get_label_map') else None
+            if fixed and classes and not set(classes) <= set(fixed):
+                other = [name for name in classes if name not in fixed]
+                raise ValueError(
+                    f'{place}: {join_first(other)}: not among the {len(fixed)} classes of '
+                    f"{kind.__name__}; for classes of your own set type='BaseSegDataset'"
+                )
 
 
-def _check_segmentation(place: str, dataset: Any, kind: Any, classes: Any) -> None:
-    fixed = kind.METAINFO.get('classes')
-    if not fixed and not classes:
-        raise ValueError(
-            f"{place}: {kind.__name__} has no classes; set metainfo=dict(classes=('...', '...')), "
-            'in the order of the labels'
-        )
-    if fixed and classes and not set(classes) <= set(fixed):
-        other = [name for name in classes if name not in fixed]
-        raise ValueError(
-            f'{place}.metainfo.classes: {join_first(other)}: not among the {len(fixed)} classes of '
-            f"{kind.__name__}; for classes of your own set type='BaseSegDataset'"
-        )
-    # a subclass may hand arguments on as keywords
-    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
-    reduced = dataset.get('reduce_zero_label', defaults.get('reduce_zero_label'))
-    for step in dataset.get('pipeline') or ():
-        own = step.get('reduce_zero_label')  # of LoadAnnotations
-        if own is not None and bool(own) != bool(reduced):
+def check_order(train: Any, val: Any) -> None:
+    """Check that training and validation number the same classes alike.
+
+    Raises:
+        ValueError: If not, as the metric would be wrong.
+    """
+    orders: dict[frozenset[str], tuple[str, ...]] = {}
+    for part in (*find_datasets(train), *find_datasets(val)):
+        order = tuple(getattr(part, 'metainfo', {}).get('classes') or ())
+        first = orders.setdefault(frozenset(order), order)
+        if first != order:
             raise ValueError(
-                f'{place}: reduce_zero_label={reduced} in the dataset, {own} in LoadAnnotations '
-                'of its pipeline; set both to the same. True ignores label 0 and counts the '
-                'classes from label 1'
+                f'the data have the same classes in two orders ({join_first(first)}; '
+                f'{join_first(order)}), so that labels would differ; set the same metainfo in all'
             )
-    if dataset.get('ann_file') or dataset.get('backend_args'):
-        return
-    prefix: dict[str, str] = dataset.get('data_prefix') or {}
-    folder = Path(dataset.get('data_root') or '', prefix.get('img_path', ''))
-    suffix = dataset.get('img_suffix', defaults.get('img_suffix'))
-    if suffix and not any(True for _ in folder.rglob(f'*{suffix}')):
-        found = sorted({path.suffix for path in folder.rglob('*.*')})
-        hint = f'; set {place}.img_suffix={found[0]!r}' if found else ''
-        raise ValueError(f'no file in {folder} ends with {suffix}{hint}')
 
 
 def check_heads(model: nn.Module, dataset: Any) -> None:
     """Check that the heads of a model have as many classes as a dataset.
 
-    Heads whose classes are others are left out: region proposals, semantic branches of detectors,
-    and models that read the names of classes as text. Of panoptic data, heads for boxes and masks
-    have the ``thing_classes``.
+    A head is a module that the model has under a name with 'head'. Those whose classes are others
+    are left out: region proposals, semantic branches of detectors, boundaries, depth, and models
+    that read the names of classes as text. Of panoptic data, heads for boxes and masks have the
+    ``thing_classes``; they are left out if the data have classes of their own.
 
     Raises:
         ValueError: If not; names every head by its key in the config.
     """
-    heads = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module).__name__.endswith('Head')
-        and not any(word in type(module).__name__ for word in OTHER_HEADS)
-        and hasattr(module, 'num_classes')
-    }
+    heads = {}
+    for name, module in model.named_modules():
+        place = name.rstrip('.0123456789').split('.')[-1]  # of a list, too
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        is_other = place in OTHER_PLACES or kinds & OTHER_HEADS
+        if hasattr(module, 'num_classes') and place.endswith('head') and not is_other:
+            heads[name] = module
     for part in find_datasets(dataset):
         info = getattr(part, 'metainfo', {})
         classes: Sequence[str] = info.get('classes') or ()
-        things = [name for name in info.get('thing_classes', ()) if name in classes] or classes
+        things, stuff = info.get('thing_classes', classes), info.get('stuff_classes', ())
+        is_known = set(classes) <= {*things, *stuff}
+        things = [name for name in things if name in classes and is_known]
         wrong: dict[tuple[str, ...], list[str]] = {}
         for name, module in heads.items():
             is_joint = hasattr(module, 'num_things_classes')  # Mask2Former's
@@ -129,19 +116,11 @@ def report_objects(dataset: Any, counts: Counter[int]) -> None:
     Args:
         dataset: Of mmdet.
         counts: Objects by label.
-
-    Raises:
-        ValueError: If there is nothing to train on.
     """
     classes = dataset.metainfo['classes']
-    place = f'{type(dataset).__name__} ({dataset.ann_file})'
-    if not counts and not dataset.test_mode:
-        raise ValueError(
-            f'{place}: {len(dataset)} images without one object that can be used; the annotation '
-            'file must list some, of categories that are named as the classes'
-        )
-    what = f'{len(dataset)} images, {sum(counts.values())} objects'
-    _report(f'{place}: {what}', 'object', [counts[i] for i in range(len(classes))], classes)
+    what = f'{type(dataset).__name__} ({dataset.ann_file}): {len(dataset)} images'
+    what += f', {counts.total()} objects'
+    _report(what, 'object', [counts[i] for i in range(len(classes))], classes)
 
 
 def check_label_maps(dataset: Any) -> None:
@@ -152,17 +131,31 @@ def check_label_maps(dataset: Any) -> None:
 
     Raises:
         SampleError: If one cannot be used; see :class:`mmpatch.engine.samples.LabelReader`.
-        ValueError: If no pixel of these maps belongs to a class.
+        ValueError: If the dataset has no classes, ``reduce_zero_label`` is set in one place of two,
+            or no pixel belongs to a class.
     """
-    load: Any = next(filter(is_label_reader, getattr(dataset.pipeline, 'transforms', ())), None)
-    classes = dataset.metainfo.get('classes')
-    if load is None or not classes:
+    steps = getattr(dataset.pipeline, 'transforms', ())
+    readers = [i for i, step in enumerate(steps) if is_label_reader(step)]
+    kind, classes = type(dataset).__name__, dataset.metainfo.get('classes')
+    if not readers or not (classes or hasattr(dataset, 'label_map')):
         return
+    if not classes:
+        raise ValueError(
+            f"{kind} has no classes; set metainfo=dict(classes=('...', '...')) in the dataset, in "
+            'the order of the labels'
+        )
+    load, step = SampleNamingPipeline(Compose(steps[: readers[0] + 1])), steps[readers[0]]
+    own, reduced = step.reduce_zero_label, getattr(dataset, 'reduce_zero_label', None)
+    if is_hosts(step) and own is not None and bool(own) != bool(reduced):
+        raise ValueError(
+            f'reduce_zero_label={reduced} in {kind}, {own} in LoadAnnotations of its pipeline; set '
+            'both to the same. True ignores label 0 and counts the classes from label 1'
+        )
     total, number = np.zeros(len(classes), np.int64), 0
     asked = min(MAX_MAPS, len(dataset))
     for k in range(asked):
         info = dataset.get_data_info(k * len(dataset) // asked)
-        folder = Path(info['seg_map_path']).parent
+        folder = Path(info.get('seg_map_path') or info['img_path']).parent
         labels = (load(info) or {}).get('gt_seg_map')
         if labels is None:  # a later step makes the map
             continue
@@ -171,8 +164,8 @@ def check_label_maps(dataset: Any) -> None:
         total += np.bincount(used.ravel().astype(np.int64), minlength=len(classes))
     if not number:
         return
-    what = f'{type(dataset).__name__} ({folder}): {len(dataset)} images'
-    if not total.sum():
+    what = f'{kind} ({folder}): {len(dataset)} images'
+    if not total.any() and number == len(dataset):
         raise ValueError(f'{what}: {number} label maps were read, and no pixel belongs to a class')
     sample = f'; pixels of {number} label maps' if number < len(dataset) else ', pixels'
     _report(f'{what}{sample}', 'pixel', total.tolist(), classes)
@@ -194,7 +187,7 @@ def find_datasets(dataset: Any) -> Iterator[Any]:
     """Datasets, or configs of them, that wrappers hold."""
     get = dataset.get if isinstance(dataset, dict) else partial(getattr, dataset)
     inner = get('datasets', None) or get('dataset', None)
-    if inner is None:
+    if inner is None or isinstance(inner, str):  # an argument of another meaning
         yield dataset
         return
     for part in inner if isinstance(inner, list | tuple) else [inner]:

@@ -1,5 +1,6 @@
 """Checks of data that name the wrong file at the start, instead of a failure hours later."""
 
+import filecmp
 import json
 import os
 from collections import Counter
@@ -14,8 +15,10 @@ from mmpatch.engine.classes import check_label_maps, find_datasets, report_objec
 from mmpatch.engine.coco import check_coco, check_layout, complete_annotations
 from mmpatch.engine.errors import join_first
 from mmpatch.engine.model import as_list
-from mmpatch.engine.samples import PATH_KEYS, reads_labels, watch_samples
+from mmpatch.engine.samples import PATH_KEYS, is_hosts, watch_samples
 
+#: In the types of all steps of the hosts that read labels.
+READER = 'Annotation'
 DATA_SOURCES = {
     'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
     'ADE20KDataset': 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
@@ -35,43 +38,45 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
+        files: list[Path] = []
         for dataset in find_datasets(loader.dataset) if loader else ():
+            kind = str(dataset.get('type', '')).split('.')[-1]
             root = Path(dataset.get('data_root') or '')
             if dataset.get('backend_args'):
                 continue  # not on a local disk
             if root.is_file():
                 raise FileNotFoundError(f'data_root={root} is a file; give the folder of the data')
             prefixes = dict(dataset.get('data_prefix') or {})
-            if split == 'test' and not reads_labels(dataset.get('pipeline')):
+            if split == 'test' and READER not in str(dataset.get('pipeline')):
                 prefixes.pop('seg_map_path', None)
             names = [dataset.get('ann_file'), *prefixes.values()]
             for path in [root, *(root / name for name in names if name)]:
                 if not path.exists():
-                    kind = str(dataset.get('type', '')).split('.')[-1]
-                    how = f'; download it from {DATA_SOURCES[kind]}' if kind in DATA_SOURCES else ''
+                    how = ''
+                    if kind in DATA_SOURCES:
+                        how = f'; download it from {DATA_SOURCES[kind]}; to draw a small set of the'
+                        how += ' same layout, run python tools/make_toy_data.py'
                     raise FileNotFoundError(
                         f'{path} does not exist ({split} data of the config). {kind} reads it{how}.'
-                        ' To train elsewhere, pass --cfg-options data_root=FOLDER; to draw a small '
-                        'set of the same layout, run python tools/make_toy_data.py.'
+                        ' To train elsewhere, pass --cfg-options data_root=FOLDER.'
                     )
-            file = root / (dataset.get('ann_file') or '')
-            _check_evaluators(cfg, split, file, 'Panoptic' in str(dataset.get('type')))
+            files += [root / (dataset.get('ann_file') or '')] * ('Panoptic' not in kind)
+        if len(files) == 1 and files[0].is_file():
+            _check_evaluators(cfg, split, files[0])
 
 
-def _check_evaluators(cfg: Config, split: str, file: Path, is_panoptic: bool) -> None:
-    """Metrics of COCO read the annotations again; of panoptic data, some read another file."""
-    way, found = f'; set it to that of the data, {file}', {}
+def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
+    """Metrics of COCO read the annotations again; of panoptic data, another file."""
+    way = f'; set it to that of the data, {file}'
     for evaluator in as_list(cfg.get(f'{split}_evaluator')):
         given = evaluator.get('ann_file')
-        if evaluator.get('backend_args') or not given or not file.is_file():
+        if evaluator.get('backend_args') or not given:
             continue
         what = f'{split}_evaluator.ann_file={given}'
         if not Path(given).exists():
             raise FileNotFoundError(f'{what} does not exist{way}')
-        found[what] = file.samefile(given)
-    others = [what for what, is_same in found.items() if not is_same]
-    if others and not (is_panoptic and len(others) < len(found)):
-        raise ValueError(f'{others[0]} is another file{way}')
+        if not filecmp.cmp(file, given):
+            raise ValueError(f'{what} is another file{way}')
 
 
 def replace_data_root(cfg: Config, data_root: str) -> None:
@@ -103,7 +108,8 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
     """Check the files and labels of a built dataset, and make errors of its pipeline name samples.
 
     One line says what there is of each class. Labels without an image, which the hosts skip, give
-    one warning with their number. Datasets that are not on a local disk are left alone.
+    one warning with their number. Datasets that are not on a local disk are left alone, and so is
+    what the first two steps of a pipeline read, if they are none of the hosts'.
 
     Args:
         dataset: Of MMEngine, or a wrapper of several.
@@ -113,6 +119,7 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
         ValueError: If there is nothing to learn, a label is no class, or a mask is missing.
     """
+    totals: dict[str, int] = {}  # objects by training file
     for part in find_datasets(dataset):
         if not isinstance(part, BaseDataset) or getattr(part, 'backend_args', None):
             continue
@@ -125,12 +132,13 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         steps, unmasked = getattr(part.pipeline, 'transforms', ()), 0
         with_mask = any(
             getattr(step, 'with_mask', False) and 'Panoptic' not in type(step).__name__
-            for step in steps  # masks of panoptic data are PNGs
+            for step in filter(is_hosts, steps)  # masks of panoptic data are PNGs
         )
-        keys = PATH_KEYS[: 1 if is_test and not reads_labels(part.pipeline) else 2]
+        needed = PATH_KEYS[: 1 if is_test and READER not in str(part.pipeline) else 2]
+        own = {k for k, step in zip(needed, steps, strict=False) if not is_hosts(step)}
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
-            paths = [path for key in keys for path in as_list(info.get(key)) if path]
+            paths = [p for k in needed if k not in own for p in as_list(info.get(k)) if p]
             bad += (p for p in paths if not (os.path.exists(p) and os.path.getsize(p)))
             if info.get('seg_map_path') in paths:
                 folder, name = os.path.split(info['seg_map_path'])
@@ -153,17 +161,25 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
             )
         suffix = getattr(part, 'seg_map_suffix', '')
         for folder, used in sorted(labels.items()):
-            extra = sorted(n for n in set(os.listdir(folder)) - used if n.endswith(suffix))
-            if extra:
+            is_part = part.ann_file or part._indices is not None  # of the files there
+            names = () if is_part else sorted(set(os.listdir(folder)) - used)
+            if extra := [n for n in names if n.endswith(suffix) and not n.startswith('.')]:
                 warn(
                     f'{len(extra)} labels in {folder} have no image and are not used: '
                     f'{join_first(extra)}'
                 )
         if objects is not None and part.metainfo.get('classes'):
             report_objects(part, objects)
-        if labels and objects is None:
+            if not part.test_mode:
+                totals[str(part.ann_file)] = objects.total()
+        if objects is None:
             check_label_maps(part)
         part.pipeline.is_checked = True
+    if totals and not any(totals.values()):
+        raise ValueError(
+            f'{", ".join(totals)}: no image has an object that can be used; the annotation file '
+            'must list some, of categories that are named as the classes'
+        )
 
 
 def build_dataloader(*args: Any, **kwargs: Any) -> Any:
@@ -231,6 +247,10 @@ def _serialize_some(self: Any, serialize: Any = BaseDataset._serialize_data) -> 
     """MMEngine's ``_serialize_data``, which fails without a word on a dataset without images."""
     if not self.data_list:
         where = self.ann_file or next(iter(self.data_prefix.values()), self.data_root)
+        if hasattr(self, 'img_suffix') and not self.ann_file:
+            found = sorted({path.suffix for path in Path(where).rglob('*.*')})
+            hint = f'; set img_suffix={found[0]!r} in the dataset' if found else ''
+            raise ValueError(f'no file in {where} ends with {self.img_suffix}{hint}')
         raise ValueError(
             f'{type(self).__name__} ({where}) has no image that can be used; its annotation file '
             'must list some with objects of its classes, no smaller than filter_cfg.min_size'

@@ -1,8 +1,6 @@
 """Pipelines that check what they read of every sample, and name the sample that they fail on."""
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,6 @@ from PIL import Image
 from mmpatch.engine.errors import SampleError, join_first
 
 PATH_KEYS = ('img_path', 'seg_map_path')
-#: Pictures of which OpenCV and PIL read the same size.
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp')
 
 
 def watch_samples(dataset: Any) -> None:
@@ -44,10 +40,10 @@ def _watch_steps(step: Any, dataset: Any) -> Any:
     return step
 
 
-def reads_labels(pipeline: Any) -> bool:
-    """Whether a step of a pipeline, or of a config of one, reads label maps."""
-    steps = getattr(pipeline, 'transforms', ())
-    return 'Annotation' in str(pipeline) or any(map(is_label_reader, steps))
+def is_hosts(step: Any) -> bool:
+    """Whether a step is one of mmcv, mmdet or mmseg, and does what is known of it."""
+    module = type(getattr(step, 'inner', step)).__module__
+    return module.split('.')[0] in ('mmcv', 'mmdet', 'mmseg')
 
 
 def is_label_reader(step: Any) -> bool:
@@ -144,24 +140,23 @@ class LabelReader(Wrapper):
         """Read it, ``reduce_zero_label`` and the mapping of classes included.
 
         Raises:
-            SampleError: If it is no picture of one byte a pixel, has another size than its image,
-                or a number in it is no class.
+            SampleError: If there is none, it is no picture of one byte a pixel, has another size
+                than its image, or a number in it is no class.
         """
-        path, is_reduced = info['seg_map_path'], info.get('reduce_zero_label', False)
+        path, is_reduced = info.get('seg_map_path'), info.get('reduce_zero_label', False)
         shape = info.get('ori_shape')  # of the picture, if it has been read
-        is_own = not type(self.inner).__module__.startswith('mmseg.')  # and may read other files
-        if self.imdecode_backend == 'pillow' and not self.backend_args and not is_own:
-            _check_headers(path, info['img_path'], shape and shape[::-1])
-        try:
-            result = self.inner(info)
-        except Exception as error:
-            raise SampleError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+        if is_hosts(self.inner):
+            result = self._read(path, info)
+        else:  # may read other files
+            result, path = self.inner(info), path or info.get('img_path')
         labels = (result or {}).get('gt_seg_map')
         if labels is None:  # mmseg takes another sample, or a later step makes the map
             return result
-        if labels.ndim != 2 or (shape and labels.shape != tuple(shape)):
-            wanted = f'{tuple(shape)}, as its image' if shape else '(height, width)'
-            raise SampleError(f'{path} was read as an array of shape {labels.shape}, not {wanted}')
+        if labels.ndim != 2:
+            raise SampleError(f'{path} was read as an array of shape {labels.shape}, not (H, W)')
+        if shape and labels.shape != tuple(shape):
+            own, size = ('x'.join(map(str, s[::-1])) for s in (labels.shape, shape))
+            raise SampleError(f'{path} has {own} pixels, its image {info["img_path"]} has {size}')
         count = self.count
         others = labels[((labels < 0) | (labels >= count)) & (labels != self.ignored)]
         if wrong := [str(i) for i in np.unique(others)]:
@@ -174,39 +169,24 @@ class LabelReader(Wrapper):
             )
         return result
 
-
-def _check_headers(path: str, image_path: str, size: Sequence[int] | None) -> None:
-    """Check the header of a label map.
-
-    Args:
-        path: Of the map.
-        image_path: Of its picture.
-        size: (W, H) of the picture as it was read; None looks into its header.
-    """
-    mode, own = _read_header(path)
-    if mode not in ('1', 'L', 'P'):
+    def _read(self, path: str | None, info: dict[str, Any]) -> Any:
+        if path is None:
+            raise SampleError(
+                f'{info["img_path"]} has no label map: set data_prefix=dict(seg_map_path=FOLDER)'
+            )
+        mode = 'L'
+        try:
+            if self.imdecode_backend == 'pillow' and not self.backend_args:
+                with Image.open(path) as image:
+                    mode = image.mode
+            if mode in ('1', 'L', 'P'):
+                return self.inner(info)
+        except Exception as error:  # of every format its own, and one for too many pixels
+            raise SampleError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
         raise SampleError(
             f'{path} is a picture of mode {mode}, not a label map: one byte a pixel, the number of '
             'its class'
         )
-    if size is None and Path(str(image_path)).suffix.lower() not in PICTURES:
-        return
-    if size is None:  # which color_type decides
-        size = _read_header(image_path)[1]
-        size = own if own == size[::-1] and _is_turned(image_path) else size
-    if own != tuple(size):
-        raise SampleError(
-            f'{path} has {own[0]}x{own[1]} pixels, its image {image_path} has {size[0]}x{size[1]}'
-        )
-
-
-def _read_header(path: str) -> tuple[str, tuple[int, int]]:
-    """Mode and size (W, H) of a picture as it is stored."""
-    try:
-        with Image.open(path) as image:
-            return image.mode, image.size
-    except Exception as error:  # of every format its own, and one for pictures that are too large
-        raise SampleError(f'{path} cannot be read: {error}') from error
 
 
 def _is_turned(path: str) -> bool:
