@@ -1,6 +1,5 @@
 """Files of a run that are whole or not there, and a state to continue from, whatever ends it."""
 
-import filecmp
 import logging
 import os
 import re
@@ -122,15 +121,14 @@ def find_resumption(cfg: Config) -> str | None:
     files.sort(key=os.path.getmtime, reverse=True)
     first = [file for where in folders if (file := where / Path(named).name).is_file()]
     if os.path.isfile(named):
-        # Beside a note of its own it belongs to the work dir that this one was copied from, or to
-        # a run that has taken its place; else out_dir holds it.
-        is_noted = Path(named).with_name('last_checkpoint').is_file()
-        same = [f for f in first if is_noted or filecmp.cmp(f, named, shallow=False)]
-        if not same:
-            also = f', or with {first[0]}, which is another file' if first else ''
+        # Its name may be that of an older file in the work dir (out_dir), or the place may be that
+        # of another run by now. The note was written right after the file.
+        written = note.stat().st_mtime
+        best = min([*first, Path(named)], key=lambda file: abs(file.stat().st_mtime - written))
+        first = [file for file in first if file.samefile(best)]
+        if not first:
             what = f'{note} names {named}, which is in another folder; continue with --resume '
-            raise FileNotFoundError(f'{what}{named}{also}')
-        first = same
+            raise FileNotFoundError(f'{what}{named}')
     elif named and not first:
         text = f'{note} names {named}, which does not exist; --resume takes the newest one there is'
         print_log(text, logger='current', level=logging.WARNING)
