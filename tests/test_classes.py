@@ -27,7 +27,7 @@ from torch import nn
 import mmpatch
 from mmpatch.engine import DataCheckHook
 from mmpatch.engine.build import build_model
-from mmpatch.engine.classes import check_dataset_types, check_heads, check_order
+from mmpatch.engine.classes import check_dataset_types, check_heads
 from mmpatch.engine.coco import check_coco, check_layout, check_masks
 from mmpatch.engine.data import build_dataloader, check_annotation_files, check_dataset, check_paths
 from mmpatch.engine.errors import SampleError, describe_mistake
@@ -153,7 +153,7 @@ def test_annotations_that_mmdet_drops_are_counted(tmp_path, warnings):
         (content(names=('box', 'box', 'cone')), 'give every category a name of its own'),
         (content([(0.1, 0.2, 0.3, 0.4)] * 3), 'none of its 3 annotations .* in pixels'),
         (content([(20, 15, 30, 25)] * 3), '3 of 3 boxes reach beyond .* not two corners'),
-        (content([], labels=[]), r'a\.json: no image has an object that can be used'),
+        (content([], labels=[]), r'a\.json\): no image has an object that can be used'),
     ],
 )
 def test_files_that_cannot_train(tmp_path, data, error):
@@ -426,8 +426,9 @@ def test_maps_of_ones_own_readers(tmp_path, other, dtype):
         dataset = segmentation(tmp_path, maps, pipeline=[Reader()], ignore_index=ignored)
         passes = other in (None, ignored)
         message = rf'0\.png has the labels {other}(\.0)?, .* {ignored} for pixels to ignore'
+        check_dataset(dataset)  # reads no map
         with nullcontext() if passes else pytest.raises(SampleError, match=message):
-            check_dataset(dataset)
+            dataset[0]
 
 
 def test_maps_that_a_later_step_makes(tmp_path):
@@ -459,6 +460,17 @@ def test_pictures_that_only_their_reader_knows(tmp_path, name):
         (tmp_path / name[1]).unlink()
         with pytest.raises(FileNotFoundError, match=r'^1 of the files .* or empty: \S+1\.tif$'):
             check_dataset(dataset)
+
+
+def test_files_inside_others_are_known_to_their_reader(tmp_path):
+    class Dataset(BaseDataset):
+        def load_data_list(self):
+            return [{'img_path': 'all.h5/0', 'seg_map_path': 'all.h5/0'}]
+
+    check_dataset(Dataset(metainfo={'classes': NAMES}, pipeline=[lambda info: info]))
+    load = TRANSFORMS.build({'type': 'mmcv.LoadImageFromFile'})
+    with pytest.raises(FileNotFoundError, match='all.h5/0'):
+        check_dataset(Dataset(metainfo={'classes': NAMES}, pipeline=[load]))
 
 
 @pytest.mark.parametrize('kind', ['LoadPanopticAnnotations', 'LoadAnnotations'])
@@ -597,9 +609,10 @@ def test_settings_of_segmentation_data(tmp_path, dataset, error):
         ({'classes': ()}, r'BaseSegDataset has no classes; set metainfo=dict\(classes='),
         (
             {'pipeline': [{'type': 'LoadAnnotations', 'reduce_zero_label': True}]},
-            'reduce_zero_label=False in BaseSegDataset, True in LoadAnnotations of its',
+            'reduce_zero_label=False in the dataset, True in LoadAnnotations of its',
         ),
         ({'img_suffix': '.bmp'}, r"no file in .* ends with \.bmp; set img_suffix='\.jpg' in the"),
+        ({'indices': 0}, r'BaseSegDataset \(.*\) has no image that can be used'),
         ({'data_prefix': None}, r'0\.jpg has no label map: set data_prefix=dict\(seg_map_path='),
     ],
 )
@@ -609,6 +622,16 @@ def test_settings_of_a_dataset_that_is_built(tmp_path, settings, error):
         settings = {'data_prefix': {'img_path': str(tmp_path)}}
     with pytest.raises((ValueError, RuntimeError), match=error):
         check_dataset(segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], **settings))
+
+
+def test_a_loader_without_images_is_refused(tmp_path):
+    """Loops by iteration would look for the first one for ever."""
+    settings = {'img_suffix': '.bmp', 'serialize_data': False}
+    dataset = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], **settings)
+    sampler = {'type': 'InfiniteSampler', 'shuffle': False}
+    loader = {'dataset': dataset, 'sampler': sampler, 'batch_size': 1, 'num_workers': 0}
+    with pytest.raises(ValueError, match=r"no file in .* ends with \.bmp; set img_suffix='\.jpg'"):
+        build_dataloader(loader)
 
 
 def test_settings_that_a_class_of_ones_own_makes(tmp_path):
@@ -637,25 +660,49 @@ def test_settings_that_a_class_of_ones_own_makes(tmp_path):
     check_dataset_types(cfg, ('train',))
     load = TRANSFORMS.build({'type': 'LoadImageFromFile'})
     made = Listed(pipeline=[load, Drawn(reduce_zero_label=True)])
-    made.dataset = 'a part'  # is no wrapper
+    made.dataset, made.datasets = 'a part', ['several', 'parts']  # is no wrapper
     check_dataset(made)
     assert made[0]['gt_seg_map'].shape == (6, 8)
 
 
-def test_orders_of_classes_agree(tmp_path):
-    train, val = (SimpleNamespace(metainfo={'classes': names}) for names in (NAMES, NAMES[:2]))
-    check_order(train, val)
-    val.metainfo['classes'] = NAMES[::-1]
-    with pytest.raises(ValueError, match=r'two orders \(apple, box, cone; cone, box, apple\)'):
-        check_order(train, SimpleNamespace(datasets=[val]))
+def test_samples_that_a_dataset_prepares_itself(tmp_path):
+    """A step of one's own may need what the dataset adds, and set what mmseg's reader needs."""
+
+    class Dataset(BaseDataset):
+        def load_data_list(self):
+            info = {'img_path': [str(tmp_path / '0.jpg')], 'seg_fields': []}
+            return [{**info, 'reduce_zero_label': True}]
+
+        def prepare_data(self, index):
+            return self.pipeline({**self.get_data_info(index), 'path': str(tmp_path / '0.png')})
+
+    def add_path(info):
+        return {**info, 'seg_map_path': info.pop('path')}
+
+    segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)])
+    load = TRANSFORMS.build({'type': 'mmseg.LoadAnnotations', 'reduce_zero_label': True})
+    made = Dataset(metainfo={'classes': NAMES}, pipeline=[add_path, load])
+    check_dataset(made)
+    assert made[0]['gt_seg_map'].tolist() == (rows_of(0, 1, 2, 0, 1, 2) - 1).tolist()
+
+
+def test_checking_draws_no_random_numbers(tmp_path):
+    steps = [{'type': 'LoadImageFromFile'}, {'type': 'RandomFlip', 'prob': 0.5}]
+    steps += [{'type': 'mmseg.PhotoMetricDistortion'}, {'type': 'LoadAnnotations'}]
+    state = np.random.get_state()[1].tolist()
+    check_dataset(segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], pipeline=steps))
+    assert np.random.get_state()[1].tolist() == state
 
 
 def test_data_without_objects_beside_others(tmp_path):
     """Hard negatives, or what semi-supervised learning reads."""
     some = read(tmp_path, content(), pipeline=[])
     none = read(tmp_path, content([], labels=[]), pipeline=[])
-    check_dataset(ConcatDataset([none, some]))
-    with pytest.raises(ValueError, match=r'a\.json: no image has an object that can be used'):
+    for parts in ([none, some], [some, none]):
+        check_dataset(ConcatDataset(parts))  # of one file
+        for part in parts:
+            part.pipeline.is_checked = False
+    with pytest.raises(ValueError, match=r'a\.json\): no image has an object that can be used'):
         check_dataset(ConcatDataset([read(tmp_path, content([], labels=[]), pipeline=[])] * 2))
 
 
@@ -681,8 +728,13 @@ def test_evaluators_read_the_file_of_their_data(tmp_path):
         check_paths(cfg, ('val',))
     several = {'type': 'ConcatDataset', 'datasets': [dataset, dataset]}
     panoptic = {**dataset, 'type': 'CocoPanopticDataset'}  # whose boxes are in a file of their own
+    found = cfg.val_evaluator
     for cfg.val_dataloader.dataset in (several, panoptic):
+        cfg.val_evaluator = found
         check_paths(cfg, ('val',))
+        cfg.val_evaluator = [*found, {'ann_file': 'no.json'}]
+        with pytest.raises(FileNotFoundError, match=r'no\.json does not exist'):
+            check_paths(cfg, ('val',))
     cfg.val_dataloader.dataset = dataset
     cfg.val_evaluator = {'ann_file': f'{tmp_path}/copy.json'}
     check_paths(cfg, ('val',))

@@ -52,23 +52,6 @@ def check_dataset_types(cfg: Config, splits: tuple[str, ...]) -> None:
                 )
 
 
-def check_order(train: Any, val: Any) -> None:
-    """Check that training and validation number the same classes alike.
-
-    Raises:
-        ValueError: If not, as the metric would be wrong.
-    """
-    orders: dict[frozenset[str], tuple[str, ...]] = {}
-    for part in (*find_datasets(train), *find_datasets(val)):
-        order = tuple(getattr(part, 'metainfo', {}).get('classes') or ())
-        first = orders.setdefault(frozenset(order), order)
-        if first != order:
-            raise ValueError(
-                f'the data have the same classes in two orders ({join_first(first)}; '
-                f'{join_first(order)}), so that labels would differ; set the same metainfo in all'
-            )
-
-
 def check_heads(model: nn.Module, dataset: Any) -> None:
     """Check that the heads of a model have as many classes as a dataset.
 
@@ -124,39 +107,31 @@ def report_objects(dataset: Any, counts: Counter[int]) -> None:
 
 
 def check_label_maps(dataset: Any) -> None:
-    """Read some label maps of a dataset of mmseg, spread over all, as in training; count pixels.
+    """Read some label maps of a dataset of mmseg, spread over all, with their images; count pixels.
+
+    Nothing is read if a step of one's own comes first, which later ones may need.
 
     Args:
         dataset: Whose pipeline was given to :func:`mmpatch.engine.samples.watch_samples`.
 
     Raises:
         SampleError: If one cannot be used; see :class:`mmpatch.engine.samples.LabelReader`.
-        ValueError: If the dataset has no classes, ``reduce_zero_label`` is set in one place of two,
-            or no pixel belongs to a class.
+        ValueError: If no pixel belongs to a class.
     """
     steps = getattr(dataset.pipeline, 'transforms', ())
     readers = [i for i, step in enumerate(steps) if is_label_reader(step)]
-    kind, classes = type(dataset).__name__, dataset.metainfo.get('classes')
-    if not readers or not (classes or hasattr(dataset, 'label_map')):
+    classes = dataset.metainfo.get('classes')
+    if not readers or not classes or not all(map(is_hosts, steps[: readers[0] + 1])):
         return
-    if not classes:
-        raise ValueError(
-            f"{kind} has no classes; set metainfo=dict(classes=('...', '...')) in the dataset, in "
-            'the order of the labels'
-        )
-    load, step = SampleNamingPipeline(Compose(steps[: readers[0] + 1])), steps[readers[0]]
-    own, reduced = step.reduce_zero_label, getattr(dataset, 'reduce_zero_label', None)
-    if is_hosts(step) and own is not None and bool(own) != bool(reduced):
-        raise ValueError(
-            f'reduce_zero_label={reduced} in {kind}, {own} in LoadAnnotations of its pipeline; set '
-            'both to the same. True ignores label 0 and counts the classes from label 1'
-        )
+    reader = steps[readers[0]]
+    images = [step for step in steps[: readers[0]] if hasattr(step, 'color_type')]
+    load = SampleNamingPipeline(Compose([*images, reader]))
     total, number = np.zeros(len(classes), np.int64), 0
     asked = min(MAX_MAPS, len(dataset))
     for k in range(asked):
         info = dataset.get_data_info(k * len(dataset) // asked)
-        folder = Path(info.get('seg_map_path') or info['img_path']).parent
         labels = (load(info) or {}).get('gt_seg_map')
+        folder = Path(info['seg_map_path']).parent
         if labels is None:  # a later step makes the map
             continue
         number += 1
@@ -164,7 +139,7 @@ def check_label_maps(dataset: Any) -> None:
         total += np.bincount(used.ravel().astype(np.int64), minlength=len(classes))
     if not number:
         return
-    what = f'{kind} ({folder}): {len(dataset)} images'
+    what = f'{type(dataset).__name__} ({folder}): {len(dataset)} images'
     if not total.any() and number == len(dataset):
         raise ValueError(f'{what}: {number} label maps were read, and no pixel belongs to a class')
     sample = f'; pixels of {number} label maps' if number < len(dataset) else ', pixels'
@@ -187,8 +162,9 @@ def find_datasets(dataset: Any) -> Iterator[Any]:
     """Datasets, or configs of them, that wrappers hold."""
     get = dataset.get if isinstance(dataset, dict) else partial(getattr, dataset)
     inner = get('datasets', None) or get('dataset', None)
-    if inner is None or isinstance(inner, str):  # an argument of another meaning
-        yield dataset
+    parts = inner if isinstance(inner, list | tuple) else [inner]
+    if not all(isinstance(part, dict) or hasattr(part, 'metainfo') for part in parts):
+        yield dataset  # whose argument has another meaning
         return
-    for part in inner if isinstance(inner, list | tuple) else [inner]:
+    for part in parts:
         yield from find_datasets(part)

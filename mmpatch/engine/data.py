@@ -40,7 +40,8 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         loader = cfg.get(f'{split}_dataloader')
         files: list[Path] = []
         for dataset in find_datasets(loader.dataset) if loader else ():
-            kind = str(dataset.get('type', '')).split('.')[-1]
+            kind = dataset.get('type', '')
+            kind = str(getattr(kind, '__name__', kind)).split('.')[-1]
             root = Path(dataset.get('data_root') or '')
             if dataset.get('backend_args'):
                 continue  # not on a local disk
@@ -60,13 +61,13 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                         f'{path} does not exist ({split} data of the config). {kind} reads it{how}.'
                         ' To train elsewhere, pass --cfg-options data_root=FOLDER.'
                     )
-            files += [root / (dataset.get('ann_file') or '')] * ('Panoptic' not in kind)
-        if len(files) == 1 and files[0].is_file():
-            _check_evaluators(cfg, split, files[0])
+            files.append(root / (dataset.get('ann_file') or ''))
+        if files and files[0].is_file():
+            _check_evaluators(cfg, split, files[0], len(files) == 1 and 'Panoptic' not in kind)
 
 
-def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
-    """Metrics of COCO read the annotations again; of panoptic data, another file."""
+def _check_evaluators(cfg: Config, split: str, file: Path, is_same: bool) -> None:
+    """Metrics of COCO read annotations again: of panoptic data, or of several sets, other files."""
     way = f'; set it to that of the data, {file}'
     for evaluator in as_list(cfg.get(f'{split}_evaluator')):
         given = evaluator.get('ann_file')
@@ -75,7 +76,7 @@ def _check_evaluators(cfg: Config, split: str, file: Path) -> None:
         what = f'{split}_evaluator.ann_file={given}'
         if not Path(given).exists():
             raise FileNotFoundError(f'{what} does not exist{way}')
-        if not filecmp.cmp(file, given):
+        if is_same and not filecmp.cmp(file, given):
             raise ValueError(f'{what} is another file{way}')
 
 
@@ -108,8 +109,8 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
     """Check the files and labels of a built dataset, and make errors of its pipeline name samples.
 
     One line says what there is of each class. Labels without an image, which the hosts skip, give
-    one warning with their number. Datasets that are not on a local disk are left alone, and so is
-    what the first two steps of a pipeline read, if they are none of the hosts'.
+    one warning with their number. Datasets that are not on a local disk are left alone, and so are
+    files that a step of one's own reads.
 
     Args:
         dataset: Of MMEngine, or a wrapper of several.
@@ -119,9 +120,17 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
         ValueError: If there is nothing to learn, a label is no class, or a mask is missing.
     """
-    totals: dict[str, int] = {}  # objects by training file
+    totals: list[tuple[str, int]] = []  # objects of each training set
     for part in find_datasets(dataset):
-        if not isinstance(part, BaseDataset) or getattr(part, 'backend_args', None):
+        if not isinstance(part, BaseDataset):
+            continue
+        kind = type(part).__name__
+        if hasattr(part, 'label_map') and not part.metainfo.get('classes'):
+            raise ValueError(
+                f"{kind} has no classes; set metainfo=dict(classes=('...', '...')) in the dataset, "
+                'in the order of the labels'
+            )
+        if getattr(part, 'backend_args', None):
             continue
         watch_samples(part)
         if part.pipeline.is_checked:
@@ -130,15 +139,18 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         labels: dict[str, set[str]] = {}  # names by folder
         objects: Counter[int] | None = None  # by label
         steps, unmasked = getattr(part.pipeline, 'transforms', ()), 0
+        known = [step for step in steps if is_hosts(step)]
         with_mask = any(
             getattr(step, 'with_mask', False) and 'Panoptic' not in type(step).__name__
-            for step in filter(is_hosts, steps)  # masks of panoptic data are PNGs
+            for step in known  # masks of panoptic data are PNGs
         )
-        needed = PATH_KEYS[: 1 if is_test and READER not in str(part.pipeline) else 2]
-        own = {k for k, step in zip(needed, steps, strict=False) if not is_hosts(step)}
+        is_own = len(known) < len(steps)  # what these steps read is not known
+        reads_images = not is_own or any(hasattr(step, 'color_type') for step in known)
+        reads_labels = not (is_own or is_test) or any(READER in str(step) for step in known)
+        keys = PATH_KEYS[not reads_images : 1 + reads_labels]
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
-            paths = [p for k in needed if k not in own for p in as_list(info.get(k)) if p]
+            paths = [path for key in keys for path in as_list(info.get(key)) if path]
             bad += (p for p in paths if not (os.path.exists(p) and os.path.getsize(p)))
             if info.get('seg_map_path') in paths:
                 folder, name = os.path.split(info['seg_map_path'])
@@ -171,14 +183,14 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         if objects is not None and part.metainfo.get('classes'):
             report_objects(part, objects)
             if not part.test_mode:
-                totals[str(part.ann_file)] = objects.total()
+                totals.append((f'{kind} ({part.ann_file})', objects.total()))
         if objects is None:
             check_label_maps(part)
         part.pipeline.is_checked = True
-    if totals and not any(totals.values()):
+    if totals and not any(total for _, total in totals):
         raise ValueError(
-            f'{", ".join(totals)}: no image has an object that can be used; the annotation file '
-            'must list some, of categories that are named as the classes'
+            f'{", ".join(name for name, _ in totals)}: no image has an object that can be used; '
+            'the annotation file must list some, of categories that are named as the classes'
         )
 
 
@@ -193,9 +205,11 @@ def build_dataloader(*args: Any, **kwargs: Any) -> Any:
 
 
 def watch_loader(loader: Any) -> None:
-    """Have the samples of a data loader checked: see :func:`watch_samples`."""
+    """Have the samples of a data loader checked: see :func:`watch_samples`; there must be some."""
     for part in find_datasets(loader.dataset):
         if isinstance(part, BaseDataset):
+            if part._fully_initialized and not len(part):
+                refuse_empty(part)
             watch_samples(part)
 
 
@@ -246,13 +260,20 @@ def check_annotation_files(host: str) -> None:
 def _serialize_some(self: Any, serialize: Any = BaseDataset._serialize_data) -> Any:
     """MMEngine's ``_serialize_data``, which fails without a word on a dataset without images."""
     if not self.data_list:
-        where = self.ann_file or next(iter(self.data_prefix.values()), self.data_root)
-        if hasattr(self, 'img_suffix') and not self.ann_file:
-            found = sorted({path.suffix for path in Path(where).rglob('*.*')})
-            hint = f'; set img_suffix={found[0]!r} in the dataset' if found else ''
-            raise ValueError(f'no file in {where} ends with {self.img_suffix}{hint}')
-        raise ValueError(
-            f'{type(self).__name__} ({where}) has no image that can be used; its annotation file '
-            'must list some with objects of its classes, no smaller than filter_cfg.min_size'
-        )
+        refuse_empty(self)
     return serialize(self)
+
+
+def refuse_empty(dataset: Any) -> None:
+    """Raise a ValueError that says why a dataset may have no image."""
+    suffix, folder = getattr(dataset, 'img_suffix', ''), dataset.data_prefix.get('img_path')
+    if suffix and folder and not dataset.ann_file:
+        found = {path.suffix for path in Path(folder).rglob('*.*')}
+        if found and suffix not in found:
+            hint = f'; set img_suffix={min(found)!r} in the dataset'
+            raise ValueError(f'no file in {folder} ends with {suffix}{hint}')
+    where = dataset.ann_file or next(iter(dataset.data_prefix.values()), dataset.data_root)
+    raise ValueError(
+        f'{type(dataset).__name__} ({where}) has no image that can be used; its annotation file '
+        'must list some with objects of its classes, no smaller than filter_cfg.min_size'
+    )

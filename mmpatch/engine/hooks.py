@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
-from mmpatch.engine.classes import check_heads, check_order
+from mmpatch.engine.classes import check_heads
 from mmpatch.engine.coco import check_masks
 from mmpatch.engine.data import check_dataset, watch_loader
 from mmpatch.engine.model import as_list
@@ -34,7 +34,6 @@ class DataCheckHook(Hook):
         self._check(runner, runner.train_loop)
         if runner.val_loop is not None:
             self._check(runner, runner.val_loop)
-            check_order(runner.train_dataloader.dataset, runner.val_dataloader.dataset)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Watch a pipeline that another hook has set."""

@@ -154,7 +154,7 @@ class LabelReader(Wrapper):
             return result
         if labels.ndim != 2:
             raise SampleError(f'{path} was read as an array of shape {labels.shape}, not (H, W)')
-        if shape and labels.shape != tuple(shape):
+        if shape and labels.shape != tuple(shape) and is_hosts(self.inner):
             own, size = ('x'.join(map(str, s[::-1])) for s in (labels.shape, shape))
             raise SampleError(f'{path} has {own} pixels, its image {info["img_path"]} has {size}')
         count = self.count
@@ -172,7 +172,13 @@ class LabelReader(Wrapper):
     def _read(self, path: str | None, info: dict[str, Any]) -> Any:
         if path is None:
             raise SampleError(
-                f'{info["img_path"]} has no label map: set data_prefix=dict(seg_map_path=FOLDER)'
+                f'{info.get("img_path")} has no label map: set data_prefix=dict(seg_map_path=...)'
+            )
+        own, stated = self.reduce_zero_label, info.get('reduce_zero_label')
+        if own not in (None, stated):  # mmseg asserts the same
+            raise SampleError(
+                f'reduce_zero_label={stated} in the dataset, {own} in LoadAnnotations of its '
+                'pipeline; set both to the same. True counts the classes from label 1'
             )
         mode = 'L'
         try:
