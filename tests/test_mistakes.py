@@ -591,7 +591,7 @@ MISTAKES = {
     'no objects': (
         train_data(lambda content: content.update(annotations=[])),
         TRAIN,
-        'CocoDataset (own/train.json): 12 images without one object that can be used; the '
+        'CocoDataset (own/train.json): no image has an object that can be used; the '
         'annotation file must list some, of categories that are named as the classes',
     ),
     'annotations of another encoding': (
@@ -636,8 +636,8 @@ MISTAKES = {
     'label map that is too large': (
         write('own/labels/ADE_train_00000001.png', HUGE),
         SEGMENT,
-        'own/labels/ADE_train_00000001.png cannot be read: Image size (4294967296 pixels) exceeds '
-        'limit of <...>',
+        'own/labels/ADE_train_00000001.png cannot be read: DecompressionBombError: Image size '
+        '(4294967296 pixels) exceeds limit of <...>',
     ),
     'missing picture': (
         remove('own/pictures/train000000000003.jpg'),
@@ -707,7 +707,7 @@ MISTAKES = {
             'segmentor.py',
         ),
         SEGMENT,
-        'train_dataloader.dataset: reduce_zero_label=True in the dataset, False in '
+        'reduce_zero_label=True in the dataset, False in '
         'LoadAnnotations of its pipeline; set both to the same. True ignores label 0 and '
         'counts the classes from label 1',
     ),
@@ -730,7 +730,7 @@ MISTAKES = {
     'pictures of another type': (
         add("train_dataloader['dataset']['img_suffix'] = '.png'", 'segmentor.py'),
         SEGMENT,
-        "no file in own/scenes ends with .png; set train_dataloader.dataset.img_suffix='.jpg'",
+        "no file in own/scenes ends with .png; set img_suffix='.jpg' in the dataset",
     ),
     'segmentation with 150 classes': (
         replace('num_classes=3', 'num_classes=150', 'segmentor.py'),

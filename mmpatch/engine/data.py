@@ -23,6 +23,7 @@ DATA_SOURCES = {
     'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
     'ADE20KDataset': 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
 }
+DRAW = '; to draw a small set of the same layout, run python tools/make_toy_data.py'
 
 
 def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -53,13 +54,11 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
             names = [dataset.get('ann_file'), *prefixes.values()]
             for path in [root, *(root / name for name in names if name)]:
                 if not path.exists():
-                    how = ''
-                    if kind in DATA_SOURCES:
-                        how = f'; download it from {DATA_SOURCES[kind]}; to draw a small set of the'
-                        how += ' same layout, run python tools/make_toy_data.py'
+                    how = f'; download it from {DATA_SOURCES[kind]}' if kind in DATA_SOURCES else ''
+                    draw = DRAW if how else ''
                     raise FileNotFoundError(
                         f'{path} does not exist ({split} data of the config). {kind} reads it{how}.'
-                        ' To train elsewhere, pass --cfg-options data_root=FOLDER.'
+                        f' To train elsewhere, pass --cfg-options data_root=FOLDER{draw}.'
                     )
             files.append(root / (dataset.get('ann_file') or ''))
         if files and files[0].is_file():
@@ -271,7 +270,7 @@ def refuse_empty(dataset: Any) -> None:
         found = {path.suffix for path in Path(folder).rglob('*.*')}
         if found and suffix not in found:
             hint = f'; set img_suffix={min(found)!r} in the dataset'
-            raise ValueError(f'no file in {folder} ends with {suffix}{hint}')
+            raise ValueError(f'no file in {Path(folder)} ends with {suffix}{hint}')
     where = dataset.ann_file or next(iter(dataset.data_prefix.values()), dataset.data_root)
     raise ValueError(
         f'{type(dataset).__name__} ({where}) has no image that can be used; its annotation file '

@@ -178,7 +178,8 @@ class LabelReader(Wrapper):
         if own not in (None, stated):  # mmseg asserts the same
             raise SampleError(
                 f'reduce_zero_label={stated} in the dataset, {own} in LoadAnnotations of its '
-                'pipeline; set both to the same. True counts the classes from label 1'
+                'pipeline; set both to the same. True ignores label 0 and counts the classes from '
+                'label 1'
             )
         mode = 'L'
         try:
