@@ -536,7 +536,8 @@ def judge_batch(result: Try, file: Path) -> tuple[str, str]:
         return 'warned of' if 'WARNING' in result.log else 'read', ''
     if result.status == 'error':
         return 'traceback', f'traceback: {result.text}'
-    named = (file.name, 'names are missing', 'data pipeline failed on')  # other files, by name
+    # a file that others name, by its own name
+    named = (file.name, 'names are missing', 'data pipeline failed on', 'in the annotations, so')
     is_named = any(name in result.text for name in named)
     return 'refused by name', '' if is_named else f'unnamed: {result.text}'
 
