@@ -192,9 +192,14 @@ class STDCHead(BoxHead):
     """A head for boundaries, as mmseg's of this name."""
 
 
+class RPNHead(BoxHead):
+    """A head for proposals, which mmdet's RPN has as its ``bbox_head``."""
+
+
 def test_every_head_is_named():
     model = nn.Module()
     model.rpn_head, model.auxiliary_head = BoxHead(1), nn.ModuleList([STDCHead(2)])
+    model.bbox_head = RPNHead(1)
     model.roi_head = nn.ModuleDict(
         {'bbox_head': nn.ModuleList([BoxHead(80), BoxHead(3)]), 'mask_head': BoxHead(80)}
     )

@@ -20,7 +20,8 @@ from mmpatch.engine.samples import SampleNamingPipeline, is_hosts, is_label_read
 #: Label maps that are read before the first iteration.
 MAX_MAPS = 50
 #: Heads whose classes are not those of the data, by their place in a model, or by their type.
-OTHER_PLACES, OTHER_HEADS = ('rpn_head', 'semantic_head'), {'STDCHead', 'VPDDepthHead'}
+OTHER_PLACES = ('rpn_head', 'semantic_head')
+OTHER_HEADS = {'RPNHead', 'GARPNHead', 'STDCHead', 'VPDDepthHead'}
 warn = partial(print_log, logger='current', level=logging.WARNING)
 
 

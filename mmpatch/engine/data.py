@@ -161,12 +161,11 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
                 unmasked += with_mask and sum('mask' not in box for box in boxes)
         if bad:
             raise FileNotFoundError(
-                f'{len(bad)} of the files that {type(part).__name__} names are missing or empty: '
-                f'{join_first(bad)}'
+                f'{len(bad)} of the files that {kind} names are missing or empty: {join_first(bad)}'
             )
         if unmasked:
             raise ValueError(
-                f'{unmasked} objects of {type(part).__name__} ({part.ann_file}) have no usable '
+                f'{unmasked} objects of {kind} ({part.ann_file}) have no usable '
                 'segmentation, and its pipeline loads masks (with_mask=True): add them to the '
                 'file, or remove these objects'
             )
