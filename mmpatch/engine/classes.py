@@ -133,7 +133,7 @@ def check_label_maps(dataset: Any) -> None:
         info = dataset.get_data_info(k * len(dataset) // asked)
         labels = (load(info) or {}).get('gt_seg_map')
         folder = Path(info['seg_map_path']).parent
-        if labels is None:  # a later step makes the map
+        if labels is None:  # the picture is left out (ignore_empty)
             continue
         number += 1
         used = labels[(labels >= 0) & (labels < len(classes))]

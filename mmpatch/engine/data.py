@@ -146,10 +146,10 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         is_own = len(known) < len(steps)  # what these steps read is not known
         reads_images = not is_own or any(hasattr(step, 'color_type') for step in known)
         reads_labels = not (is_own or is_test) or any(READER in str(step) for step in known)
-        keys = PATH_KEYS[not reads_images : 1 + reads_labels]
+        is_read = dict(zip(PATH_KEYS, (reads_images, reads_labels), strict=True))
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
-            paths = [path for key in keys for path in as_list(info.get(key)) if path]
+            paths = [p for key in PATH_KEYS if is_read[key] for p in as_list(info.get(key)) if p]
             bad += (p for p in paths if not (os.path.exists(p) and os.path.getsize(p)))
             if info.get('seg_map_path') in paths:
                 folder, name = os.path.split(info['seg_map_path'])
@@ -207,7 +207,7 @@ def watch_loader(loader: Any) -> None:
     for part in find_datasets(loader.dataset):
         if isinstance(part, BaseDataset):
             if part._fully_initialized and not len(part):
-                refuse_empty(part)
+                _refuse_empty(part)
             watch_samples(part)
 
 
@@ -258,11 +258,11 @@ def check_annotation_files(host: str) -> None:
 def _serialize_some(self: Any, serialize: Any = BaseDataset._serialize_data) -> Any:
     """MMEngine's ``_serialize_data``, which fails without a word on a dataset without images."""
     if not self.data_list:
-        refuse_empty(self)
+        _refuse_empty(self)
     return serialize(self)
 
 
-def refuse_empty(dataset: Any) -> None:
+def _refuse_empty(dataset: Any) -> None:
     """Raise a ValueError that says why a dataset may have no image."""
     suffix, folder = getattr(dataset, 'img_suffix', ''), dataset.data_prefix.get('img_path')
     if suffix and folder and not dataset.ann_file:

@@ -145,7 +145,7 @@ class LabelReader(Wrapper):
         """
         path, is_reduced = info.get('seg_map_path'), info.get('reduce_zero_label', False)
         shape = info.get('ori_shape')  # of the picture, if it has been read
-        if is_hosts(self.inner):
+        if is_known := is_hosts(self.inner):
             result = self._read(path, info)
         else:  # may read other files
             result, path = self.inner(info), path or info.get('img_path')
@@ -154,7 +154,7 @@ class LabelReader(Wrapper):
             return result
         if labels.ndim != 2:
             raise SampleError(f'{path} was read as an array of shape {labels.shape}, not (H, W)')
-        if shape and labels.shape != tuple(shape) and is_hosts(self.inner):
+        if is_known and shape and labels.shape != tuple(shape):
             own, size = ('x'.join(map(str, s[::-1])) for s in (labels.shape, shape))
             raise SampleError(f'{path} has {own} pixels, its image {info["img_path"]} has {size}')
         count = self.count
@@ -181,7 +181,7 @@ class LabelReader(Wrapper):
                 'pipeline; set both to the same. True ignores label 0 and counts the classes from '
                 'label 1'
             )
-        mode = 'L'
+        mode = 'L'  # of backends that do not tell
         try:
             if self.imdecode_backend == 'pillow' and not self.backend_args:
                 with Image.open(path) as image:
