@@ -313,32 +313,40 @@ def test_resumption_does_not_take_an_older_file_of_the_same_name(tmp_path, monke
     for value, name in enumerate(('out/epoch_1.pth', 'large/out/epoch_1.pth')):
         Path(name).parent.mkdir(parents=True)
         torch.save({'a': torch.full((9,), value)}, name)
-        os.utime(name, (value, value))
     Path('out/last_checkpoint').write_text('large/out/epoch_1.pth')
     cfg = Config({'work_dir': 'out', 'default_hooks': {'checkpoint': {'out_dir': 'large'}}})
     assert find_resumption(cfg) == 'large/out/epoch_1.pth'
-    message = r'in another folder; continue with --resume large/out/epoch_1\.pth$'
-    with pytest.raises(FileNotFoundError, match=message):
+    message = 'names large/out/epoch_1.pth, which is one of several different files; continue with '
+    message += '--resume {}/epoch_1.pth or --resume large/out/epoch_1.pth'
+    with pytest.raises(FileNotFoundError, match=re.escape(message.format('out'))):
         find_resumption(Config({'work_dir': 'out'}))
     Path('out').rename('renamed')
     cfg.work_dir = 'renamed'
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match=re.escape(message.format('renamed'))):
+        find_resumption(cfg)
+    Path('large/out').rename('large/renamed')  # so that the named one is gone
+    with pytest.raises(FileNotFoundError, match='renamed/epoch_1.pth or --resume large/renamed/e'):
         find_resumption(cfg)
 
 
 @pytest.mark.parametrize('place', ['renamed', 'moved/out'])
 def test_resumption_in_a_work_dir_whose_place_another_run_has_taken(place, tmp_path, monkeypatch):
+    """Times do not tell which is the right one: copies can have others."""
     monkeypatch.chdir(tmp_path)
-    for time in (10, 20):
+    for value in range(2):
         Path('out').mkdir()
-        torch.save({'a': torch.full((9,), time)}, 'out/epoch_1.pth')
-        os.utime('out/epoch_1.pth', (time, time))
-        if time == 10:  # the other has no note yet
+        torch.save({'a': torch.full((9,), value)}, 'out/epoch_1.pth')
+        if not value:
             Path('out/last_checkpoint').write_text(f'{tmp_path}/out/epoch_1.pth')
-            os.utime('out/last_checkpoint', (time, time))
-            shutil.move('out', place)
-    Path(place, 'epoch_0.pth').symlink_to('gone')
-    assert find_resumption(Config({'work_dir': place})) == f'{place}/epoch_1.pth'
+            shutil.copytree('out', place)
+            Path(place, 'epoch_0.pth').symlink_to('gone')
+            os.utime(f'{place}/epoch_1.pth', (10, 10))  # the same bytes as those of the original
+            assert find_resumption(Config({'work_dir': place})) == f'{place}/epoch_1.pth'
+            shutil.rmtree('out')
+            assert find_resumption(Config({'work_dir': place})) == f'{place}/epoch_1.pth'
+    message = f'--resume {place}/epoch_1.pth or --resume {tmp_path}/out/epoch_1.pth'
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        find_resumption(Config({'work_dir': place}))
 
 
 def test_resumption_through_a_link(tmp_path, monkeypatch):

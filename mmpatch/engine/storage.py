@@ -1,5 +1,6 @@
 """Files of a run that are whole or not there, and a state to continue from, whatever ends it."""
 
+import filecmp
 import logging
 import os
 import re
@@ -107,8 +108,9 @@ def find_resumption(cfg: Config) -> str | None:
     ones, and if there is none, so that a first run can start with ``--resume`` as well.
 
     Raises:
-        FileNotFoundError: If none is whole, but ``last_checkpoint`` names one; or if the one that
-            it names is in another folder, as after a run with another ``out_dir``.
+        FileNotFoundError: If none is whole, but ``last_checkpoint`` names one; or if it is not
+            clear which file that is: one in another folder, as after a run with another
+            ``out_dir``, or one of several different files of this name.
     """
     folder, note = Path(cfg.work_dir), Path(cfg.work_dir, 'last_checkpoint')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
@@ -120,16 +122,17 @@ def find_resumption(cfg: Config) -> str | None:
     files = [p for p in files if p.is_file()]  # no link to one that is gone
     files.sort(key=os.path.getmtime, reverse=True)
     first = [file for where in folders if (file := where / Path(named).name).is_file()]
-    if os.path.isfile(named):
-        # Its name may be that of an older file in the work dir (out_dir), or the place may be that
-        # of another run by now. The note was written right after the file.
-        written = note.stat().st_mtime
-        best = min([*first, Path(named)], key=lambda file: abs(file.stat().st_mtime - written))
-        first = [file for file in first if file.samefile(best)]
-        if not first:
-            what = f'{note} names {named}, which is in another folder; continue with --resume '
-            raise FileNotFoundError(f'{what}{named}')
-    elif named and not first:
+    is_there = os.path.isfile(named)
+    if exact := [file for file in first if is_there and file.samefile(named)]:
+        first = exact
+    # Else the work dir was moved or copied. Another run may have taken its place, and a file in
+    # the work dir may be older than out_dir.
+    elif found := [*first, *([Path(named)] if is_there else [])]:
+        if not first or not all(filecmp.cmp(found[0], f, shallow=False) for f in found[1:]):
+            what = 'is one of several different files' if first else 'is in another folder'
+            ways = ' or '.join(f'--resume {file}' for file in found)
+            raise FileNotFoundError(f'{note} names {named}, which {what}; continue with {ways}')
+    elif named:
         text = f'{note} names {named}, which does not exist; --resume takes the newest one there is'
         print_log(text, logger='current', level=logging.WARNING)
     for file in dict.fromkeys([*first, *files]):
