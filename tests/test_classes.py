@@ -31,7 +31,7 @@ from mmpatch.engine.classes import check_dataset_types, check_heads
 from mmpatch.engine.coco import check_coco, check_layout, check_masks
 from mmpatch.engine.data import build_dataloader, check_annotation_files, check_dataset, check_paths
 from mmpatch.engine.errors import SampleError, describe_mistake
-from mmpatch.engine.samples import watch_samples
+from mmpatch.engine.samples import PATH_KEYS, watch_samples
 
 pytestmark = pytest.mark.hosts
 NAMES = ('apple', 'box', 'cone')
@@ -76,6 +76,8 @@ def read(tmp_path, data, classes=NAMES, orientation=1, **settings):
     prefix = {'img': f'{tmp_path}/'}
     meta = {'classes': classes}
     file = str(tmp_path / 'a.json')
+    steps = [{'type': f'mmdet.{name}'} for name in ('LoadImageFromFile', 'LoadAnnotations')]
+    settings = {'pipeline': steps, **settings}
     return CocoDataset(ann_file=file, metainfo=meta, data_prefix=prefix, **settings)
 
 
@@ -196,10 +198,15 @@ class RPNHead(BoxHead):
     """A head for proposals, which mmdet's RPN has as its ``bbox_head``."""
 
 
+class LinearReIDHead(BoxHead):
+    """A head for identities, which mmdet's trackers have."""
+
+
 def test_every_head_is_named():
     model = nn.Module()
     model.rpn_head, model.auxiliary_head = BoxHead(1), nn.ModuleList([STDCHead(2)])
     model.bbox_head = RPNHead(1)
+    model.reid = nn.ModuleDict({'head': LinearReIDHead(380)})
     model.roi_head = nn.ModuleDict(
         {'bbox_head': nn.ModuleList([BoxHead(80), BoxHead(3)]), 'mask_head': BoxHead(80)}
     )
@@ -461,7 +468,8 @@ def test_pictures_that_only_their_reader_knows(tmp_path, name):
     load = TRANSFORMS.build({'type': 'mmseg.LoadAnnotations'})
     check_dataset(Dataset(metainfo={'classes': NAMES}, pipeline=[load]))
     if isinstance(name, list):
-        dataset = Dataset(metainfo={'classes': NAMES}, pipeline=[load])
+        image = TRANSFORMS.build({'type': 'mmdet.LoadMultiChannelImageFromFiles'})
+        dataset = Dataset(metainfo={'classes': NAMES}, pipeline=[image])
         (tmp_path / name[1]).unlink()
         with pytest.raises(FileNotFoundError, match=r'^1 of the files .* or empty: \S+1\.tif$'):
             check_dataset(dataset)
@@ -637,6 +645,13 @@ def test_a_loader_without_images_is_refused(tmp_path):
     loader = {'dataset': dataset, 'sampler': sampler, 'batch_size': 1, 'num_workers': 0}
     with pytest.raises(ValueError, match=r"no file in .* ends with \.bmp; set img_suffix='\.jpg'"):
         build_dataloader(loader)
+    other = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], serialize_data=False)
+    assert build_dataloader({**loader, 'dataset': ConcatDataset([dataset, other])})
+    message = r'ends with \.bmp$'
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match=message):
+        settings['data_prefix'] = {'img_path': str(tmp_path / 'empty')}
+        build_dataloader({**loader, 'dataset': segmentation(tmp_path, [], **settings)})
 
 
 def test_settings_that_a_class_of_ones_own_makes(tmp_path):
@@ -691,6 +706,62 @@ def test_samples_that_a_dataset_prepares_itself(tmp_path):
     assert made[0]['gt_seg_map'].tolist() == (rows_of(0, 1, 2, 0, 1, 2) - 1).tolist()
 
 
+@pytest.mark.parametrize('first', ['a step', 'a step between', 'prepare_data'])
+def test_paths_that_are_completed_later(tmp_path, first):
+    """By a step of one's own, or by a dataset; they are looked for when they are read."""
+
+    class Dataset(BaseDataset):
+        def load_data_list(self):
+            image = tmp_path / '0.jpg' if first == 'a step between' else '0.jpg'
+            info = {'img_path': str(image), 'seg_map_path': '0.png', 'seg_fields': []}
+            return [{**info, 'reduce_zero_label': False}]
+
+    class Prepared(Dataset):
+        def prepare_data(self, index):
+            return self.pipeline(complete(self.get_data_info(index)))
+
+    def complete(info):
+        return {**info, **{key: str(tmp_path / info[key]) for key in PATH_KEYS}}
+
+    segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)])
+    load = [TRANSFORMS.build({'type': k}) for k in ('LoadImageFromFile', 'mmseg.LoadAnnotations')]
+    steps = {'a step': [complete, *load], 'a step between': [load[0], complete, load[1]]}
+    kind = Prepared if first == 'prepare_data' else Dataset
+    made = kind(metainfo={'classes': NAMES}, pipeline=steps.get(first, load))
+    check_dataset(made)
+    assert made[0]['gt_seg_map'].shape == (6, 8)
+    (tmp_path / '0.png').unlink()
+    with pytest.raises(SampleError, match=r'0\.png cannot be read: FileNotFoundError'):
+        made[0]
+
+
+def test_pipelines_that_take_several_samples(tmp_path):
+    class Dataset(BaseDataset):
+        def load_data_list(self):
+            return [{'img_path': str(tmp_path / '0.jpg')}]
+
+        def prepare_data(self, index):
+            return self.pipeline([self.get_data_info(index)] * 2)
+
+    made = Dataset(pipeline=[lambda several: {'number': len(several)}])
+    check_dataset(made)
+    assert made[0] == {'number': 2}
+    made = Dataset(pipeline=[lambda several: several['number']])
+    check_dataset(made)
+    with pytest.raises(SampleError, match='the data pipeline failed on a sample: TypeError'):
+        made[0]
+
+
+@pytest.mark.parametrize('step', ['mmseg.LoadDepthAnnotation', 'mmdet.PackTrackInputs', None])
+def test_classes_are_needed_where_labels_are_read(tmp_path, step):
+    """Datasets of texts, depths or pictures alone have none; steps may have no text."""
+    steps = [{'type': 'LoadImageFromFile'}, *([{'type': step}] if step else [])]
+    settings = {'data_prefix': {'img_path': str(tmp_path)}, 'pipeline': steps}
+    made = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], classes=(), **settings)
+    watch_samples(made)
+    check_dataset(made)
+
+
 def test_checking_draws_no_random_numbers(tmp_path):
     steps = [{'type': 'LoadImageFromFile'}, {'type': 'RandomFlip', 'prob': 0.5}]
     steps += [{'type': 'mmseg.PhotoMetricDistortion'}, {'type': 'LoadAnnotations'}]
@@ -701,14 +772,14 @@ def test_checking_draws_no_random_numbers(tmp_path):
 
 def test_data_without_objects_beside_others(tmp_path):
     """Hard negatives, or what semi-supervised learning reads."""
-    some = read(tmp_path, content(), pipeline=[])
-    none = read(tmp_path, content([], labels=[]), pipeline=[])
+    some = read(tmp_path, content())
+    none = read(tmp_path, content([], labels=[]))
     for parts in ([none, some], [some, none]):
         check_dataset(ConcatDataset(parts))  # of one file
         for part in parts:
             part.pipeline.is_checked = False
     with pytest.raises(ValueError, match=r'a\.json\): no image has an object that can be used'):
-        check_dataset(ConcatDataset([read(tmp_path, content([], labels=[]), pipeline=[])] * 2))
+        check_dataset(ConcatDataset([read(tmp_path, content([], labels=[]))] * 2))
 
 
 def test_maps_that_are_mostly_ignored(tmp_path):
@@ -741,23 +812,25 @@ def test_evaluators_read_the_file_of_their_data(tmp_path):
         with pytest.raises(FileNotFoundError, match=r'no\.json does not exist'):
             check_paths(cfg, ('val',))
     cfg.val_dataloader.dataset = dataset
-    cfg.val_evaluator = {'ann_file': f'{tmp_path}/copy.json'}
+    for given in (f'{tmp_path}/copy.json', [f'{tmp_path}/b.json']):  # a metric of one's own
+        cfg.val_evaluator = {'ann_file': given}
+        check_paths(cfg, ('val',))
+    cfg.val_dataloader.dataset.update(
+        ann_file=['a.json', 'b.json'], data_prefix={'img': ['a', 'b']}
+    )
     check_paths(cfg, ('val',))
 
 
-@pytest.mark.parametrize('is_test', [True, False])
 @pytest.mark.parametrize('kind', ['LoadAnnotations', 'LoadBiomedicalAnnotation', None])
-def test_folders_of_labels_are_needed_where_they_are_read(tmp_path, kind, is_test):
+def test_folders_of_labels_are_needed_where_they_are_read(tmp_path, kind):
     steps = [{'type': 'LoadImageFromFile'}, *([{'type': kind}] if kind else [])]
-    is_read = kind or not is_test
     prefix = {'img_path': str(tmp_path), 'seg_map_path': str(tmp_path / 'none')}
     dataset = {'type': 'BaseSegDataset', 'data_prefix': prefix, 'pipeline': steps}
-    split = 'test' if is_test else 'train'
-    cfg = Config({f'{split}_dataloader': {'dataset': dataset}})
-    with pytest.raises(FileNotFoundError, match='none does not') if is_read else nullcontext():
-        check_paths(cfg, (split,))
+    cfg = Config({'train_dataloader': {'dataset': dataset}})
+    with pytest.raises(FileNotFoundError, match='none does not') if kind else nullcontext():
+        check_paths(cfg, ('train',))
     (tmp_path / 'none').mkdir()
     settings = {'data_prefix': prefix, 'pipeline': steps}
     made = segmentation(tmp_path, [rows_of(0, 1, 2, 0, 1, 2)], **settings)
-    with pytest.raises(FileNotFoundError, match=r'none/0\.png') if is_read else nullcontext():
-        check_dataset(made, is_test)
+    with pytest.raises(FileNotFoundError, match=r'none/0\.png') if kind else nullcontext():
+        check_dataset(made)

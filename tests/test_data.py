@@ -18,7 +18,7 @@ class Images(BaseDataset):
         self.alive = []
         self.most = 0
         self.paths = [str(folder / f'{i}.jpg') for i in range(count)]
-        super().__init__()
+        super().__init__(pipeline=[{'type': 'LoadImageFromFile'}])
 
     def load_data_list(self):
         return [{'img_path': path} for path in self.paths]

@@ -707,7 +707,7 @@ MISTAKES = {
             'segmentor.py',
         ),
         SEGMENT,
-        'reduce_zero_label=True in the dataset, False in '
+        'own/labels/ADE_train_00000001.png: reduce_zero_label=True in the dataset, False in '
         'LoadAnnotations of its pipeline; set both to the same. True ignores label 0 and '
         'counts the classes from label 1',
     ),

@@ -1,7 +1,6 @@
 """Checks that the classes of data and heads agree, and that there is something to learn."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,13 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 from mmpatch.engine.errors import MAX_NAMES, join_first
-from mmpatch.engine.samples import SampleNamingPipeline, is_hosts, is_label_reader
+from mmpatch.engine.samples import SampleNamingPipeline, find_known_steps, is_label_reader
 
 #: Label maps that are read before the first iteration.
 MAX_MAPS = 50
 #: Heads whose classes are not those of the data, by their place in a model, or by their type.
 OTHER_PLACES = ('rpn_head', 'semantic_head')
-OTHER_HEADS = {'RPNHead', 'GARPNHead', 'STDCHead', 'VPDDepthHead'}
+OTHER_HEADS = {'RPNHead', 'GARPNHead', 'STDCHead', 'VPDDepthHead', 'LinearReIDHead'}
 warn = partial(print_log, logger='current', level=logging.WARNING)
 
 
@@ -57,9 +56,9 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
     """Check that the heads of a model have as many classes as a dataset.
 
     A head is a module that the model has under a name with 'head'. Those whose classes are others
-    are left out: region proposals, semantic branches of detectors, boundaries, depth, and models
-    that read the names of classes as text. Of panoptic data, heads for boxes and masks have the
-    ``thing_classes``; they are left out if the data have classes of their own.
+    are left out: region proposals, semantic branches of detectors, boundaries, depth, identities,
+    and models that read the names of classes as text. Of panoptic data, heads for boxes and masks
+    have the ``thing_classes``; they are left out if the data have classes of their own.
 
     Raises:
         ValueError: If not; names every head by its key in the config.
@@ -94,39 +93,31 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
             raise ValueError('; '.join(lines))
 
 
-def report_objects(dataset: Any, counts: Counter[int]) -> None:
-    """Print the objects of each class; warn of classes without one.
-
-    Args:
-        dataset: Of mmdet.
-        counts: Objects by label.
-    """
-    classes = dataset.metainfo['classes']
-    what = f'{type(dataset).__name__} ({dataset.ann_file}): {len(dataset)} images'
-    what += f', {counts.total()} objects'
-    _report(what, 'object', [counts[i] for i in range(len(classes))], classes)
-
-
 def check_label_maps(dataset: Any) -> None:
     """Read some label maps of a dataset of mmseg, spread over all, with their images; count pixels.
 
-    Nothing is read if a step of one's own comes first, which later ones may need.
+    Nothing is read if a step of one's own comes first: see
+    :func:`mmpatch.engine.samples.find_known_steps`.
 
     Args:
         dataset: Whose pipeline was given to :func:`mmpatch.engine.samples.watch_samples`.
 
     Raises:
         SampleError: If one cannot be used; see :class:`mmpatch.engine.samples.LabelReader`.
-        ValueError: If no pixel belongs to a class.
+        ValueError: If there are no classes, or no pixel belongs to one.
     """
-    steps = getattr(dataset.pipeline, 'transforms', ())
+    steps = find_known_steps(dataset)
     readers = [i for i, step in enumerate(steps) if is_label_reader(step)]
-    classes = dataset.metainfo.get('classes')
-    if not readers or not classes or not all(map(is_hosts, steps[: readers[0] + 1])):
+    kind, classes = type(dataset).__name__, dataset.metainfo.get('classes')
+    if not readers or not (classes or hasattr(dataset, 'label_map')):
         return
-    reader = steps[readers[0]]
+    if not classes:
+        raise ValueError(
+            f"{kind} has no classes; set metainfo=dict(classes=('...', '...')) in the dataset, in "
+            'the order of the labels'
+        )
     images = [step for step in steps[: readers[0]] if hasattr(step, 'color_type')]
-    load = SampleNamingPipeline(Compose([*images, reader]))
+    load = SampleNamingPipeline(Compose([*images, steps[readers[0]]]))
     total, number = np.zeros(len(classes), np.int64), 0
     asked = min(MAX_MAPS, len(dataset))
     for k in range(asked):
@@ -140,22 +131,21 @@ def check_label_maps(dataset: Any) -> None:
         total += np.bincount(used.ravel().astype(np.int64), minlength=len(classes))
     if not number:
         return
-    what = f'{type(dataset).__name__} ({folder}): {len(dataset)} images'
+    what = f'{kind} ({folder}): {len(dataset)} images'
     if not total.any() and number == len(dataset):
         raise ValueError(f'{what}: {number} label maps were read, and no pixel belongs to a class')
     sample = f'; pixels of {number} label maps' if number < len(dataset) else ', pixels'
-    _report(f'{what}{sample}', 'pixel', total.tolist(), classes)
+    report_classes(f'{what}{sample}', 'pixel', total, classes)
 
 
-def _report(what: str, unit: str, counts: list[int], classes: Sequence[str]) -> None:
-    """One line on what there is of each class, and a warning if there is nothing of some."""
-    most = sorted(range(len(classes)), key=lambda i: -counts[i])[: 4 * MAX_NAMES]
-    listed = [f'{classes[i]} {counts[i]}' for i in sorted(most) if counts[i]]
-    more = sum(map(bool, counts)) - len(listed)
-    listed += [f'{more} other classes'] * bool(more)
+def report_classes(what: str, unit: str, counts: Any, classes: Sequence[str]) -> None:
+    """Print one line on what there is of each class, by label; warn of those without anything."""
+    used = [i for i in range(len(classes)) if counts[i]]
+    most = sorted(used, key=lambda i: -counts[i])[: 4 * MAX_NAMES]
+    listed = [f'{classes[i]} {counts[i]}' for i in sorted(most)]
+    listed += [f'{len(used) - len(most)} other classes'] * (len(used) > len(most))
     print_log(f'{what}: {", ".join(listed)}', logger='current')
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty:
+    if empty := [name for i, name in enumerate(classes) if i not in used]:
         warn(f'{len(empty)} of {len(classes)} classes have no {unit} here: {join_first(empty)}')
 
 

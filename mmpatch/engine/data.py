@@ -11,14 +11,12 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
-from mmpatch.engine.classes import check_label_maps, find_datasets, report_objects, warn
+from mmpatch.engine.classes import check_label_maps, find_datasets, report_classes, warn
 from mmpatch.engine.coco import check_coco, check_layout, complete_annotations
 from mmpatch.engine.errors import join_first
 from mmpatch.engine.model import as_list
-from mmpatch.engine.samples import PATH_KEYS, is_hosts, watch_samples
+from mmpatch.engine.samples import PATH_KEYS, find_known_steps, watch_samples
 
-#: In the types of all steps of the hosts that read labels.
-READER = 'Annotation'
 DATA_SOURCES = {
     'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
     'ADE20KDataset': 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
@@ -39,7 +37,7 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        files: list[Path] = []
+        files: list[Path] = []  # of annotations
         for dataset in find_datasets(loader.dataset) if loader else ():
             kind = dataset.get('type', '')
             kind = str(getattr(kind, '__name__', kind)).split('.')[-1]
@@ -49,18 +47,19 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
             if root.is_file():
                 raise FileNotFoundError(f'data_root={root} is a file; give the folder of the data')
             prefixes = dict(dataset.get('data_prefix') or {})
-            if split == 'test' and READER not in str(dataset.get('pipeline')):
+            if 'Annotation' not in str(dataset.get('pipeline')):  # no step reads labels
                 prefixes.pop('seg_map_path', None)
-            names = [dataset.get('ann_file'), *prefixes.values()]
-            for path in [root, *(root / name for name in names if name)]:
+            names = [dataset.get('ann_file') or '', *prefixes.values()]
+            paths = [root / name for name in names if isinstance(name, str | Path)]  # no lists
+            for path in [root, *paths]:
                 if not path.exists():
-                    how = f'; download it from {DATA_SOURCES[kind]}' if kind in DATA_SOURCES else ''
-                    draw = DRAW if how else ''
+                    source = DATA_SOURCES.get(kind)
+                    how, draw = (f'; download it from {source}', DRAW) if source else ('', '')
                     raise FileNotFoundError(
                         f'{path} does not exist ({split} data of the config). {kind} reads it{how}.'
                         f' To train elsewhere, pass --cfg-options data_root=FOLDER{draw}.'
                     )
-            files.append(root / (dataset.get('ann_file') or ''))
+            files += paths[:1]
         if files and files[0].is_file():
             _check_evaluators(cfg, split, files[0], len(files) == 1 and 'Panoptic' not in kind)
 
@@ -70,7 +69,7 @@ def _check_evaluators(cfg: Config, split: str, file: Path, is_same: bool) -> Non
     way = f'; set it to that of the data, {file}'
     for evaluator in as_list(cfg.get(f'{split}_evaluator')):
         given = evaluator.get('ann_file')
-        if evaluator.get('backend_args') or not given:
+        if evaluator.get('backend_args') or not isinstance(given, str | Path):
             continue
         what = f'{split}_evaluator.ann_file={given}'
         if not Path(given).exists():
@@ -104,16 +103,15 @@ def replace_data_root(cfg: Config, data_root: str) -> None:
     cfg.data_root = data_root
 
 
-def check_dataset(dataset: Any, is_test: bool = False) -> None:
+def check_dataset(dataset: Any) -> None:
     """Check the files and labels of a built dataset, and make errors of its pipeline name samples.
 
     One line says what there is of each class. Labels without an image, which the hosts skip, give
     one warning with their number. Datasets that are not on a local disk are left alone, and so are
-    files that a step of one's own reads.
+    files that are read after a step of one's own, which may change their paths.
 
     Args:
         dataset: Of MMEngine, or a wrapper of several.
-        is_test: Whether it may have no labels, if no step of its pipeline reads any.
 
     Raises:
         FileNotFoundError: If images or labels are missing or empty; names the first few.
@@ -124,11 +122,6 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         if not isinstance(part, BaseDataset):
             continue
         kind = type(part).__name__
-        if hasattr(part, 'label_map') and not part.metainfo.get('classes'):
-            raise ValueError(
-                f"{kind} has no classes; set metainfo=dict(classes=('...', '...')) in the dataset, "
-                'in the order of the labels'
-            )
         if getattr(part, 'backend_args', None):
             continue
         watch_samples(part)
@@ -137,16 +130,13 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
         bad: list[str] = []
         labels: dict[str, set[str]] = {}  # names by folder
         objects: Counter[int] | None = None  # by label
-        steps, unmasked = getattr(part.pipeline, 'transforms', ()), 0
-        known = [step for step in steps if is_hosts(step)]
+        unmasked, steps = 0, find_known_steps(part)
         with_mask = any(
             getattr(step, 'with_mask', False) and 'Panoptic' not in type(step).__name__
-            for step in known  # masks of panoptic data are PNGs
+            for step in steps  # masks of panoptic data are PNGs
         )
-        is_own = len(known) < len(steps)  # what these steps read is not known
-        reads_images = not is_own or any(hasattr(step, 'color_type') for step in known)
-        reads_labels = not (is_own or is_test) or any(READER in str(step) for step in known)
-        is_read = dict(zip(PATH_KEYS, (reads_images, reads_labels), strict=True))
+        kinds = str([type(getattr(step, 'inner', step)).__name__ for step in steps])
+        is_read = dict(zip(PATH_KEYS, ('ImageFrom' in kinds, 'Annotation' in kinds), strict=True))
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
             paths = [p for key in PATH_KEYS if is_read[key] for p in as_list(info.get(key)) if p]
@@ -179,8 +169,9 @@ def check_dataset(dataset: Any, is_test: bool = False) -> None:
                     f'{join_first(extra)}'
                 )
         if objects is not None and part.metainfo.get('classes'):
-            report_objects(part, objects)
-            if not part.test_mode:
+            what = f'{kind} ({part.ann_file}): {len(part)} images, {objects.total()} objects'
+            report_classes(what, 'object', objects, part.metainfo['classes'])
+            if is_read['seg_map_path'] and not part.test_mode:
                 totals.append((f'{kind} ({part.ann_file})', objects.total()))
         if objects is None:
             check_label_maps(part)
@@ -204,11 +195,11 @@ def build_dataloader(*args: Any, **kwargs: Any) -> Any:
 
 def watch_loader(loader: Any) -> None:
     """Have the samples of a data loader checked: see :func:`watch_samples`; there must be some."""
-    for part in find_datasets(loader.dataset):
-        if isinstance(part, BaseDataset):
-            if part._fully_initialized and not len(part):
-                _refuse_empty(part)
-            watch_samples(part)
+    parts = [part for part in find_datasets(loader.dataset) if isinstance(part, BaseDataset)]
+    if parts and all(part._fully_initialized and not len(part) for part in parts):
+        _refuse_empty(parts[0])
+    for part in parts:
+        watch_samples(part)
 
 
 def check_annotation_files(host: str) -> None:
@@ -267,11 +258,11 @@ def _refuse_empty(dataset: Any) -> None:
     suffix, folder = getattr(dataset, 'img_suffix', ''), dataset.data_prefix.get('img_path')
     if suffix and folder and not dataset.ann_file:
         found = {path.suffix for path in Path(folder).rglob('*.*')}
-        if found and suffix not in found:
-            hint = f'; set img_suffix={min(found)!r} in the dataset'
+        if suffix not in found:
+            hint = f'; set img_suffix={min(found)!r} in the dataset' if found else ''
             raise ValueError(f'no file in {Path(folder)} ends with {suffix}{hint}')
     where = dataset.ann_file or next(iter(dataset.data_prefix.values()), dataset.data_root)
     raise ValueError(
-        f'{type(dataset).__name__} ({where}) has no image that can be used; its annotation file '
-        'must list some with objects of its classes, no smaller than filter_cfg.min_size'
+        f'{type(dataset).__name__} ({where}) has no image that can be used: none is listed there, '
+        'or indices or filter_cfg (no object of the classes, or smaller than min_size) leave none'
     )

@@ -45,12 +45,12 @@ class DataCheckHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Check the test set."""
-        self._check(runner, runner.test_loop, is_test=True)
+        self._check(runner, runner.test_loop)
 
-    def _check(self, runner: Runner, loop: Any, is_test: bool = False) -> None:
+    def _check(self, runner: Runner, loop: Any) -> None:
         is_wrapped, dataset = is_model_wrapper(runner.model), loop.dataloader.dataset
         check_heads(runner.model.module if is_wrapped else runner.model, dataset)
-        check_dataset(dataset, is_test)
+        check_dataset(dataset)
         check_masks(getattr(loop, 'evaluator', None))
 
 

@@ -1,9 +1,11 @@
 """Pipelines that check what they read of every sample, and name the sample that they fail on."""
 
 import os
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
+from mmengine.dataset import BaseDataset
 from PIL import Image
 
 from mmpatch.engine.errors import SampleError, join_first
@@ -46,6 +48,17 @@ def is_hosts(step: Any) -> bool:
     return module.split('.')[0] in ('mmcv', 'mmdet', 'mmseg')
 
 
+def find_known_steps(dataset: Any) -> list[Any]:
+    """Steps of a dataset's pipeline that get its samples as it lists them.
+
+    They are those of the hosts ahead of the first step of one's own, which may do anything to a
+    sample; so may a dataset with a ``prepare_data`` of its own.
+    """
+    if type(dataset).prepare_data is not BaseDataset.prepare_data:
+        return []
+    return list(takewhile(is_hosts, getattr(dataset.pipeline, 'transforms', ())))
+
+
 def is_label_reader(step: Any) -> bool:
     """Whether a step reads label maps as mmseg does; those of mmdet come with boxes."""
     kinds = type(getattr(step, 'inner', step)).__mro__
@@ -84,14 +97,15 @@ class SampleNamingPipeline(Wrapper):
         Raises:
             SampleError: If the pipeline fails; names the files of the sample.
         """
-        paths = [str(info[key]) for key in PATH_KEYS if info.get(key)]
+        is_one = isinstance(info, dict)  # a pipeline of one's own may get several
+        paths = [str(info[key]) for key in PATH_KEYS if is_one and info.get(key)]
         try:
             return self.inner(info)
         except SampleError:
             raise
         except Exception as error:
             raise SampleError(
-                f'the data pipeline failed on {" with ".join(paths)}: '
+                f'the data pipeline failed on {" with ".join(paths) or "a sample"}: '
                 f'{type(error).__name__}: {error}'
             ) from error
 
@@ -177,9 +191,9 @@ class LabelReader(Wrapper):
         own, stated = self.reduce_zero_label, info.get('reduce_zero_label')
         if own not in (None, stated):  # mmseg asserts the same
             raise SampleError(
-                f'reduce_zero_label={stated} in the dataset, {own} in LoadAnnotations of its '
-                'pipeline; set both to the same. True ignores label 0 and counts the classes from '
-                'label 1'
+                f'{path}: reduce_zero_label={stated} in the dataset, {own} in LoadAnnotations of '
+                'its pipeline; set both to the same. True ignores label 0 and counts the classes '
+                'from label 1'
             )
         mode = 'L'  # of backends that do not tell
         try:
