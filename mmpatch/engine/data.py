@@ -264,5 +264,5 @@ def _refuse_empty(dataset: Any) -> None:
     where = dataset.ann_file or next(iter(dataset.data_prefix.values()), dataset.data_root)
     raise ValueError(
         f'{type(dataset).__name__} ({where}) has no image that can be used: none is listed there, '
-        'or indices or filter_cfg (no object of the classes, or smaller than min_size) leave none'
+        'or none is left by indices or filter_cfg (no object of the classes, or below min_size)'
     )
