@@ -291,7 +291,7 @@ def test_resumption_finds_the_last_whole_checkpoint(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(target, lambda text, **kwargs: lines.append(text))
     assert find_resumption(cfg) == 'out/epoch_2.pth'
     damaged = 'out/epoch_3.pth is damaged, or was not written to its end; --resume leaves it out'
-    missing = 'names epoch_9, which does not exist; --resume takes the newest one there is'
+    missing = 'names epoch_9, which is gone or damaged; --resume takes the newest there is'
     expected = [] if str(note).endswith('epoch_2.pth') else [damaged]
     assert lines == [f'out/last_checkpoint {missing}'] * (note == 'epoch_9') + expected
 
@@ -316,8 +316,12 @@ def test_resumption_does_not_take_an_older_file_of_the_same_name(tmp_path, monke
     Path('out/last_checkpoint').write_text('large/out/epoch_1.pth')
     cfg = Config({'work_dir': 'out', 'default_hooks': {'checkpoint': {'out_dir': 'large'}}})
     assert find_resumption(cfg) == 'large/out/epoch_1.pth'
-    message = 'names large/out/epoch_1.pth, which is one of several different files; continue with '
-    message += '--resume {}/epoch_1.pth or --resume large/out/epoch_1.pth'
+    for name in ('out', 'large'):  # a copy of all: the right one is as the one that is named
+        shutil.copytree(name, f'copy/{name}')
+    copy = {'work_dir': 'copy/out', 'default_hooks': {'checkpoint': {'out_dir': 'copy/large'}}}
+    assert find_resumption(Config(copy)) == 'copy/large/out/epoch_1.pth'
+    message = 'names large/out/epoch_1.pth, but files of this name differ; '
+    message += 'continue with --resume {}/epoch_1.pth or --resume large/out/epoch_1.pth'
     with pytest.raises(FileNotFoundError, match=re.escape(message.format('out'))):
         find_resumption(Config({'work_dir': 'out'}))
     Path('out').rename('renamed')
@@ -347,6 +351,8 @@ def test_resumption_in_a_work_dir_whose_place_another_run_has_taken(place, tmp_p
     message = f'--resume {place}/epoch_1.pth or --resume {tmp_path}/out/epoch_1.pth'
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         find_resumption(Config({'work_dir': place}))
+    Path('out/epoch_1.pth').write_bytes(b'damaged')
+    assert find_resumption(Config({'work_dir': place})) == f'{place}/epoch_1.pth'
 
 
 def test_resumption_through_a_link(tmp_path, monkeypatch):

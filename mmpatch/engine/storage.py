@@ -122,18 +122,19 @@ def find_resumption(cfg: Config) -> str | None:
     files = [p for p in files if p.is_file()]  # no link to one that is gone
     files.sort(key=os.path.getmtime, reverse=True)
     first = [file for where in folders if (file := where / Path(named).name).is_file()]
-    is_there = os.path.isfile(named)
-    if exact := [file for file in first if is_there and file.samefile(named)]:
+    there = [Path(named)] if os.path.isfile(named) else []
+    if exact := [file for file in first if there and file.samefile(named)]:
         first = exact
     # Else the work dir was moved or copied. Another run may have taken its place, and a file in
-    # the work dir may be older than out_dir.
-    elif found := [*first, *([Path(named)] if is_there else [])]:
-        if not first or not all(filecmp.cmp(found[0], f, shallow=False) for f in found[1:]):
-            what = 'is one of several different files' if first else 'is in another folder'
+    # the work dir may be older than out_dir. The right one is as the named one, if that is there.
+    elif found := [file for file in dict.fromkeys([*first, *there]) if is_whole(file)]:
+        first = [f for f in found if f not in there and filecmp.cmp(f, found[-1], shallow=False)]
+        if not first or (found[-1] not in there and len(first) < len(found)):
             ways = ' or '.join(f'--resume {file}' for file in found)
-            raise FileNotFoundError(f'{note} names {named}, which {what}; continue with {ways}')
+            what = 'but files of this name differ' if found[1:] else 'which is in another folder'
+            raise FileNotFoundError(f'{note} names {named}, {what}; continue with {ways}')
     elif named:
-        text = f'{note} names {named}, which does not exist; --resume takes the newest one there is'
+        text = f'{note} names {named}, which is gone or damaged; --resume takes the newest there is'
         print_log(text, logger='current', level=logging.WARNING)
     for file in dict.fromkeys([*first, *files]):
         if is_whole(file):
