@@ -625,7 +625,10 @@ def test_settings_of_segmentation_data(tmp_path, dataset, error):
             'reduce_zero_label=False in the dataset, True in LoadAnnotations of its',
         ),
         ({'img_suffix': '.bmp'}, r"no file in .* ends with \.bmp; set img_suffix='\.jpg' in the"),
-        ({'indices': 0}, r'BaseSegDataset \(.*\) has no image that can be used'),
+        (
+            {'indices': 0, 'img_suffix': '0.jpg'},
+            r'BaseSegDataset \(.*\) has no image that can be used',
+        ),
         ({'data_prefix': None}, r'0\.jpg has no label map: set data_prefix=dict\(seg_map_path='),
     ],
 )

@@ -145,7 +145,7 @@ def report_classes(what: str, unit: str, counts: Any, classes: Sequence[str]) ->
     listed = [f'{classes[i]} {counts[i]}' for i in sorted(most)]
     listed += [f'{len(used) - len(most)} other classes'] * (len(used) > len(most))
     print_log(f'{what}: {", ".join(listed)}', logger='current')
-    if empty := [name for i, name in enumerate(classes) if i not in used]:
+    if empty := [name for i, name in enumerate(classes) if not counts[i]]:
         warn(f'{len(empty)} of {len(classes)} classes have no {unit} here: {join_first(empty)}')
 
 

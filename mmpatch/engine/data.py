@@ -107,8 +107,8 @@ def check_dataset(dataset: Any) -> None:
     """Check the files and labels of a built dataset, and make errors of its pipeline name samples.
 
     One line says what there is of each class. Labels without an image, which the hosts skip, give
-    one warning with their number. Datasets that are not on a local disk are left alone, and so are
-    files that are read after a step of one's own, which may change their paths.
+    one warning with their number. Datasets that are not on a local disk are left alone, and so is
+    what is read after a step of one's own, which may change samples.
 
     Args:
         dataset: Of MMEngine, or a wrapper of several.
@@ -257,9 +257,10 @@ def _refuse_empty(dataset: Any) -> None:
     """Raise a ValueError that says why a dataset may have no image."""
     suffix, folder = getattr(dataset, 'img_suffix', ''), dataset.data_prefix.get('img_path')
     if suffix and folder and not dataset.ann_file:
-        found = {path.suffix for path in Path(folder).rglob('*.*')}
-        if suffix not in found:
-            hint = f'; set img_suffix={min(found)!r} in the dataset' if found else ''
+        found = {path.name: path.suffix for path in Path(folder).rglob('*.*')}
+        if not any(name.endswith(suffix) for name in found):
+            kind = min(found.values(), default='')
+            hint = f'; set img_suffix={kind!r} in the dataset' if found else ''
             raise ValueError(f'no file in {Path(folder)} ends with {suffix}{hint}')
     where = dataset.ann_file or next(iter(dataset.data_prefix.values()), dataset.data_root)
     raise ValueError(
