@@ -15,7 +15,7 @@ from mmpatch.engine.classes import check_label_maps, find_datasets, report_class
 from mmpatch.engine.coco import check_coco, check_layout, complete_annotations
 from mmpatch.engine.errors import join_first
 from mmpatch.engine.model import as_list
-from mmpatch.engine.samples import PATH_KEYS, find_known_steps, watch_samples
+from mmpatch.engine.samples import find_known_steps, watch_samples
 
 DATA_SOURCES = {
     'CocoDataset': 'https://cocodataset.org/#download (train2017, val2017, annotations)',
@@ -119,14 +119,12 @@ def check_dataset(dataset: Any) -> None:
     """
     totals: list[tuple[str, int]] = []  # objects of each training set
     for part in find_datasets(dataset):
-        if not isinstance(part, BaseDataset):
-            continue
-        kind = type(part).__name__
-        if getattr(part, 'backend_args', None):
+        if not isinstance(part, BaseDataset) or getattr(part, 'backend_args', None):
             continue
         watch_samples(part)
         if part.pipeline.is_checked:
             continue
+        kind = type(part).__name__
         bad: list[str] = []
         labels: dict[str, set[str]] = {}  # names by folder
         objects: Counter[int] | None = None  # by label
@@ -136,10 +134,10 @@ def check_dataset(dataset: Any) -> None:
             for step in steps  # masks of panoptic data are PNGs
         )
         kinds = str([type(getattr(step, 'inner', step)).__name__ for step in steps])
-        is_read = dict(zip(PATH_KEYS, ('ImageFrom' in kinds, 'Annotation' in kinds), strict=True))
+        is_read = {'img_path': 'ImageFrom' in kinds, 'seg_map_path': 'Annotation' in kinds}
         for i in range(len(part)):  # one sample at a time: all of COCO's would take gigabytes
             info = part.get_data_info(i)
-            paths = [p for key in PATH_KEYS if is_read[key] for p in as_list(info.get(key)) if p]
+            paths = [p for key in is_read if is_read[key] for p in as_list(info.get(key)) if p]
             bad += (p for p in paths if not (os.path.exists(p) and os.path.getsize(p)))
             if info.get('seg_map_path') in paths:
                 folder, name = os.path.split(info['seg_map_path'])

@@ -128,11 +128,13 @@ def find_resumption(cfg: Config) -> str | None:
     # Else the work dir was moved or copied. Another run may have taken its place, and a file in
     # the work dir may be older than out_dir. The right one is as the named one, if that is there.
     elif found := [file for file in dict.fromkeys([*first, *there]) if is_whole(file)]:
-        first = [f for f in found if f not in there and filecmp.cmp(f, found[-1], shallow=False)]
-        if not first or (found[-1] not in there and len(first) < len(found)):
+        last = found[-1]
+        first = [f for f in found if f not in there and (f is last or filecmp.cmp(f, last, False))]
+        if not first or (last not in there and len(first) < len(found)):
             ways = ' or '.join(f'--resume {file}' for file in found)
             what = 'but files of this name differ' if found[1:] else 'which is in another folder'
             raise FileNotFoundError(f'{note} names {named}, {what}; continue with {ways}')
+        return str(first[0])
     elif named:
         text = f'{note} names {named}, which is gone or damaged; --resume takes the newest there is'
         print_log(text, logger='current', level=logging.WARNING)
